@@ -1,0 +1,1 @@
+"""Graft: sweeps of transfer-learning recipes for image classification."""

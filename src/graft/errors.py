@@ -1,0 +1,43 @@
+"""Every error this project raises on purpose.
+
+GraftError
+  BadRequest        the request cannot be carried out; said before any training, exit code 2
+    ConfigError     a key or value of the configuration
+    DataError       a table, a picture or a split is not what it claims to be
+    WeightsError    a weights file cannot be used, or is not there
+    RecordError     a run's folder is incomplete, of other settings, or of a newer version
+  RunError          one run ended without a result; the others go on, exit code 1
+    Diverged        its loss became NaN or infinite
+"""
+
+
+class GraftError(Exception):
+    """An error whose message is written for the user: shown without a traceback."""
+
+
+class BadRequest(GraftError):
+    """The request cannot be carried out; found before any training starts."""
+
+
+class ConfigError(BadRequest):
+    """A key or value of the configuration cannot be used."""
+
+
+class DataError(BadRequest):
+    """A table, a picture or a split is not what it claims to be."""
+
+
+class WeightsError(BadRequest):
+    """A weights file cannot be used, or is not there."""
+
+
+class RecordError(BadRequest):
+    """A run's folder is incomplete, belongs to other settings, or is of a newer version."""
+
+
+class RunError(GraftError):
+    """One run ended without a result."""
+
+
+class Diverged(RunError):
+    """A loss became NaN or infinite."""

@@ -1,0 +1,255 @@
+"""The folder of one run and of one sweep: every file name, its format, and how it is written.
+
+    <output_dir>/<sweep.name>/
+    ├── sweep.json               what was asked for: command, axes, runs, tracking ids
+    ├── results.csv              one row a run (written by the report)
+    ├── report.html              (written by the report)
+    └── strategy=head_only,optimizer.lr=0.001/
+        ├── run.json             status, identity, choices, classes, best epoch, counts, timings
+        ├── config.yaml          the resolved configuration
+        ├── metrics.csv          one row an epoch
+        ├── predictions.parquet  validation and test examples: id, split, label, score(s)
+        ├── examples.parquet     the table: id, path, label, split, group, every other column
+        ├── model.safetensors    the whole network at the best epoch
+        ├── environment.json     versions, device, git commit
+        └── train.log
+
+A file is written under another name in the same folder, flushed, then renamed: a reader sees a
+whole file or none. `run.json` is written last, so a run that says "completed" has everything.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from graft.errors import RecordError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    import torch
+    from numpy.typing import NDArray
+
+FORMAT = 1
+
+RUN, CONFIG, EPOCHS = "run.json", "config.yaml", "metrics.csv"
+PREDICTIONS, EXAMPLES = "predictions.parquet", "examples.parquet"
+CHECKPOINT, ENVIRONMENT, LOG = "model.safetensors", "environment.json", "train.log"
+SWEEP, RESULTS, REPORT = "sweep.json", "results.csv", "report.html"
+
+# A run ends in one of these. "running" is what a killed run leaves behind.
+STATUSES = ("running", "completed", "failed", "timed_out", "diverged", "skipped")
+
+_NOT_CLASSES = ("id", "split", "label", "score")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a run's best epoch says of every validation and test example.
+
+    Attributes:
+        ids: [N] names of the examples, as the dataset's table names them.
+        splits: [N] "val" or "test".
+        labels: [N] int64, positions in `classes`.
+        scores: float32; [N] probability of `classes[1]` where there are two classes,
+            else [N, C], one probability per class.
+        classes: C names, as the table writes them.
+    """
+
+    ids: "NDArray[np.object_]"
+    splits: "NDArray[np.object_]"
+    labels: "NDArray[np.int64]"
+    scores: "NDArray[np.float32]"
+    classes: tuple[str, ...]
+
+    def of(self, split: str) -> "Predictions":
+        """Those of one split, in the stored order."""
+        keep = self.splits == split
+        return Predictions(
+            self.ids[keep], self.splits[keep], self.labels[keep], self.scores[keep], self.classes
+        )
+
+    @property
+    def predicted(self) -> "NDArray[np.int64]":
+        """[N] positions in `classes`: the highest score, or score >= 0.5 for two classes."""
+        import numpy as np
+
+        if self.scores.ndim == 1:
+            return (self.scores >= 0.5).astype(np.int64)
+        return self.scores.argmax(axis=1).astype(np.int64)
+
+
+class RunFolder:
+    """Writes one run's folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+        write_whole(self.path / CONFIG, lambda part: part.write_text(text, encoding="utf-8"))
+
+    def write_environment(self, environment: Mapping[str, Any]) -> None:
+        write_json(self.path / ENVIRONMENT, environment)
+
+    def write_epochs(self, rows: "Sequence[Mapping[str, float]]") -> None:
+        """`rows`: one mapping an epoch, its first key `epoch` (1-based)."""
+        import pandas as pd
+
+        table = pd.DataFrame(rows)
+        write_whole(self.path / EPOCHS, lambda part: table.to_csv(part, index=False))
+
+    def write_checkpoint(self, state: "Mapping[str, torch.Tensor]") -> None:
+        from safetensors.torch import save_file
+
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+        write_whole(self.path / CHECKPOINT, lambda part: save_file(tensors, part))
+
+    def write_predictions(self, predictions: Predictions) -> None:
+        """Two classes: `score`, and `label` 0 or 1. More: a column per class, and its name."""
+        import pandas as pd
+
+        table = pd.DataFrame({"id": predictions.ids, "split": predictions.splits})
+        if predictions.scores.ndim == 1:
+            table["label"] = predictions.labels
+            table["score"] = predictions.scores
+        else:
+            table["label"] = [predictions.classes[i] for i in predictions.labels]
+            for i, name in enumerate(class_columns(predictions.classes)):
+                table[name] = predictions.scores[:, i]
+        write_whole(self.path / PREDICTIONS, lambda part: table.to_parquet(part, index=False))
+
+    def write_examples(self, table: "pd.DataFrame") -> None:
+        """`table`: columns id, path, label, split, group, then every other column as text."""
+        write_whole(self.path / EXAMPLES, lambda part: table.to_parquet(part, index=False))
+
+    def write_run(self, info: Mapping[str, Any]) -> None:
+        write_json(self.path / RUN, {"format": FORMAT, "run": self.path.name, **info})
+
+
+@dataclass(frozen=True)
+class Record:
+    """Reads one run's folder. Each part is read when it is first asked for.
+
+    `info` is run.json: run, status, reason, identity, choices (key -> value as typed), classes,
+    metric, best_epoch, parameters {total, trainable}, split {name: {class: count}}, timings_s.
+    """
+
+    path: Path
+    info: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def is_completed(self) -> bool:
+        return bool(self.info["status"] == "completed")
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        return dict(yaml.safe_load(self._file(CONFIG).read_text(encoding="utf-8")))
+
+    @cached_property
+    def epochs(self) -> "pd.DataFrame":
+        """One row an epoch: epoch (1-based), train_loss, train_accuracy, val_loss, ..."""
+        import pandas as pd
+
+        return pd.read_csv(self._file(EPOCHS))
+
+    @cached_property
+    def examples(self) -> "pd.DataFrame":
+        import pandas as pd
+
+        return pd.read_parquet(self._file(EXAMPLES))
+
+    @cached_property
+    def predictions(self) -> Predictions:
+        import numpy as np
+        import pandas as pd
+
+        table = pd.read_parquet(self._file(PREDICTIONS))
+        classes = tuple(self.info["classes"])
+        ids = table["id"].to_numpy(dtype=object)
+        splits = table["split"].to_numpy(dtype=object)
+        if "score" in table.columns and len(classes) == 2:
+            labels = table["label"].to_numpy(dtype=np.int64)
+            return Predictions(
+                ids, splits, labels, table["score"].to_numpy(dtype=np.float32), classes
+            )
+        position = {name: i for i, name in enumerate(classes)}
+        labels = np.array([position[name] for name in table["label"]], dtype=np.int64)
+        scores = table[list(class_columns(classes))].to_numpy(dtype=np.float32)
+        return Predictions(ids, splits, labels, scores, classes)
+
+    def _file(self, name: str) -> Path:
+        path = self.path / name
+        if not path.is_file():
+            raise RecordError(f"{self.path} has no {name}: this run is not complete.")
+        return path
+
+
+def read_run(path: Path) -> Record:
+    """The record in a run's folder.
+
+    Raises:
+        RecordError: there is none, it cannot be read, or a newer version wrote it.
+    """
+    info = read_json(path / RUN)
+    if info is None:
+        raise RecordError(f"{path} holds no run: {RUN} is missing or damaged.")
+    if info.get("format", 0) > FORMAT:
+        raise RecordError(f"{path / RUN} was written by a newer version of Graft.")
+    return Record(path, info)
+
+
+def read_runs(sweep: Path) -> list[Record]:
+    """The records of a sweep's folder, in the order in which they were asked for."""
+    found = {run.parent.name: read_run(run.parent) for run in sorted(sweep.glob(f"*/{RUN}"))}
+    asked = [run["run"] for run in (read_json(sweep / SWEEP) or {}).get("runs", [])]
+    return [
+        found[name] for name in [*asked, *(n for n in found if n not in asked)] if name in found
+    ]
+
+
+def class_columns(classes: Sequence[str]) -> tuple[str, ...]:
+    """Column names of the classes' scores: their own, unless a fixed column has that name."""
+    return tuple(f"class {name}" if name in _NOT_CLASSES else name for name in classes)
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then put it in place, flushed to disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    part = Path(name)
+    try:
+        write(part)
+        with part.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        part.chmod(0o644)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    text = json.dumps(values, indent=2, ensure_ascii=False)
+    write_whole(path, lambda part: part.write_text(text + "\n", encoding="utf-8"))
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The mapping in a JSON file, or None where it is missing or damaged."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return values if isinstance(values, dict) else None
