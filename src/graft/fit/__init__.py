@@ -1,0 +1,1 @@
+"""Training: an array of runs, side by side on the same batches."""

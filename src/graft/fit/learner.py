@@ -1,0 +1,189 @@
+"""One run of an array while it trains."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from graft.config import METRICS, RunConfig
+from graft.errors import Diverged
+from graft.fit.losses import correct, loss
+from graft.fit.optim import factor, optimizer
+
+
+class Network(Protocol):
+    """What a learner needs of a network: see `graft.backbones.Network`."""
+
+    module: nn.Module
+
+    def train(self) -> None: ...
+    def eval(self) -> None: ...
+
+
+class Learner:
+    """A tail and all that trains it: optimizer, schedule, random state, history, best epoch.
+
+    Random numbers (dropout) come from the learner's own state, put in place around each step: what
+    trains beside it changes nothing.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: RunConfig,
+        network: Network,
+        tail: nn.Module,
+        *,
+        steps_per_epoch: int,
+        device: torch.device,
+        class_weights: torch.Tensor | None = None,
+    ) -> None:
+        self.name, self.config, self.network, self.tail = name, config, network, tail
+        self.device = device
+        self.class_weights = class_weights.to(device) if class_weights is not None else None
+        self.optimizer = optimizer(
+            config.optimizer, (p for p in network.module.parameters() if p.requires_grad)
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
+        self._factor = factor(config.schedule, config.epochs)
+        self._steps_per_epoch, self._steps = steps_per_epoch, 0
+        self._random_state = _first_random_state(config.seed, device)
+        self.history: list[dict[str, float]] = []
+        self.best_epoch = 0
+        self.best_state: dict[str, torch.Tensor] = {}
+        self.error: Exception | None = None
+        self._reset_sums()
+
+    # --- training -------------------------------------------------------------------------
+
+    def step(self, activations: tuple[torch.Tensor, ...], labels: torch.Tensor) -> None:
+        """One optimizer step on a batch: what the trunk made of it, and labels [B]."""
+        self._set_rate()
+        with self._own_random_numbers(), self.autocast():
+            logits = self.tail(*activations)
+            value = self.loss(logits.float(), labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(value).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self._steps += 1
+        # Sums stay on the device: reading them each step would wait for it.
+        self._loss_sum += value.detach() * len(labels)
+        self._correct += correct(logits.detach(), labels)
+        self._seen += len(labels)
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return loss(logits, labels, self.class_weights, self.config.loss.label_smoothing)
+
+    def logits(self, activations: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """float32 [B, outputs], the network being in eval mode."""
+        with self.autocast():
+            out: torch.Tensor = self.tail(*activations)
+        return out.float()
+
+    def autocast(self) -> torch.autocast:
+        kind = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+        dtype = kind.get(self.config.precision)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    # --- epochs ---------------------------------------------------------------------------
+
+    def end_epoch(self, val: dict[str, float], seconds: float) -> dict[str, float]:
+        """Close an epoch: its row of metrics, and whether it is the best so far.
+
+        Raises:
+            Diverged: the training or validation loss is not finite.
+        """
+        row = {
+            "epoch": len(self.history) + 1,
+            "train_loss": float(self._loss_sum) / self._seen,
+            "train_accuracy": int(self._correct) / self._seen,
+            **{f"val_{name}": value for name, value in val.items()},
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "seconds": round(seconds, 3),
+        }
+        self._reset_sums()
+        for key in ("train_loss", "val_loss"):
+            if not math.isfinite(row[key]):
+                raise Diverged(
+                    f"{key} became {row[key]} in epoch {row['epoch']} at "
+                    f"optimizer.lr={self.config.optimizer.lr:g}. A smaller rate usually helps."
+                )
+        self.history.append(row)
+        if self._is_best(row):
+            self.best_epoch = int(row["epoch"])
+            self.best_state = _copy_trained(self.network.module)
+        return row
+
+    @property
+    def is_out_of_patience(self) -> bool:
+        patience = self.config.patience
+        return patience is not None and len(self.history) - self.best_epoch >= patience
+
+    def _is_best(self, row: dict[str, float]) -> bool:
+        """Strictly better than every epoch before: of equal epochs the first is kept."""
+        metric = self.config.metric
+        if metric not in row:
+            return False
+        sign = 1 if METRICS[metric] == "max" else -1
+        before = [old[metric] for old in self.history[:-1] if metric in old]
+        return not before or sign * row[metric] > max(sign * value for value in before)
+
+    # --- inside ---------------------------------------------------------------------------
+
+    def _set_rate(self) -> None:
+        # At the middle of the step, so that a warm-up does not begin with a step of rate 0.
+        epoch = (self._steps + 0.5) / self._steps_per_epoch
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.optimizer.lr * self._factor(epoch)
+
+    def _reset_sums(self) -> None:
+        self._loss_sum = torch.zeros((), device=self.device)
+        self._correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._seen = 0
+
+    @contextmanager
+    def _own_random_numbers(self) -> Iterator[None]:
+        before = _random_state(self.device)
+        _set_random_state(self._random_state, self.device)
+        try:
+            yield
+        finally:
+            self._random_state = _random_state(self.device)
+            _set_random_state(before, self.device)
+
+
+def _copy_trained(module: nn.Module) -> dict[str, torch.Tensor]:
+    """What training changes: parameters with a gradient, and the buffers of training modules."""
+    trained = {name for name, p in module.named_parameters() if p.requires_grad}
+    moving = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, part in module.named_modules()
+        if _has_trained_parameters(part)
+        for name, _ in part.named_buffers(recurse=False)
+    }
+    state = module.state_dict()
+    return {name: state[name].detach().clone() for name in state if name in trained | moving}
+
+
+def _has_trained_parameters(module: nn.Module) -> bool:
+    return any(p.requires_grad for p in module.parameters(recurse=False))
+
+
+def _first_random_state(seed: int, device: torch.device) -> Any:
+    generator = torch.Generator(device).manual_seed(seed)
+    return generator.get_state()
+
+
+def _random_state(device: torch.device) -> Any:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _set_random_state(state: Any, device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
