@@ -1,0 +1,260 @@
+"""What one run has for MLflow: a file beside the runs, written before anything is sent.
+
+    <sweep>/.tracking/<key>.json
+
+So nothing depends on a server: what it missed is still here, with the times at which it happened.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from graft.record import Record, read_json, write_json
+from graft.tracking.client import Point, now_ms
+
+FOLDER = ".tracking"
+
+# MLflow's limits are 250 for names, 6000 for parameters, 8000 for tags.
+_MAX_NAME, MAX_PARAM, MAX_TAG = 250, 6000, 8000
+
+# Our word for how a run ended -> MLflow's. What is "running" after the end was killed.
+MLFLOW_STATUS = {
+    "completed": "FINISHED",
+    "failed": "FAILED",
+    "timed_out": "FAILED",
+    "diverged": "FAILED",
+    "skipped": "KILLED",
+    "running": "KILLED",
+}
+
+# Settings that are worth a column even where a sweep keeps them fixed.
+_SETTINGS = (
+    "dataset.target", "model.weights", "strategy.depth", "optimizer.lr", "optimizer.weight_decay",
+    "sampling", "seed", "epochs", "batch_size", "image_size", "precision", "metric",
+)  # fmt: skip
+_COMPARED = ("val/a", "val/l")  # accuracy and loss: they tell whether two runs are the same
+_GROUPS = ("dataset", "strategy", "optimizer", "schedule", "loss", "augmentation")
+
+
+@dataclass(frozen=True)
+class Letter:
+    """All that MLflow gets of one run, the files of its record aside.
+
+    `rows` holds one entry an epoch: {"step": 1, "time_ms": ..., "values": {"val/loss": ...}}.
+    """
+
+    number: int
+    title: str
+    choices: Mapping[str, str]
+    start_ms: int
+    end_ms: int | None = None
+    params: Mapping[str, str] = field(default_factory=dict)
+    rows: tuple[Mapping[str, Any], ...] = ()
+    scores: Mapping[str, float] = field(default_factory=dict)
+    status: str = "running"
+    reason: str | None = None
+    folder: str | None = None
+    attempt: int = 1
+
+    @property
+    def key(self) -> str:
+        return key_of(self.choices)
+
+    def with_row(self, row: Mapping[str, float], time_ms: int) -> "Letter":
+        """One more epoch. The same numbers again (a run that resumed) keep their first time.
+
+        Other numbers for an epoch that is here are another run: MLflow's points cannot be
+        replaced, so this becomes a new attempt, and what was sent of the old one is set aside.
+        """
+        step = int(row["epoch"])
+        values = {
+            metric_key(name): float(value)
+            for name, value in row.items()
+            if name != "epoch" and is_finite(value)
+        }
+        entry = {"step": step, "time_ms": time_ms, "values": values}
+        known = next((old for old in self.rows if old["step"] == step), None)
+        if known is None:
+            return dataclasses.replace(self, rows=(*self.rows, entry))
+        # Timings differ between equal runs.
+        if all(known["values"].get(k) == v for k, v in values.items() if k[:5] in _COMPARED):
+            return self
+        kept = tuple(old for old in self.rows if old["step"] < step)
+        return dataclasses.replace(self, rows=(*kept, entry), attempt=self.attempt + 1)
+
+    def with_record(self, record: Record) -> "Letter":
+        """Complete by what the run's folder says: all epochs, scores if there are none, its end."""
+        letter = dataclasses.replace(
+            self,
+            folder=record.name,
+            status=str(record.info.get("status", "running")),
+            reason=record.info.get("reason"),
+        )
+        path = record.path / "metrics.csv"
+        if path.is_file():
+            time_ms = int(path.stat().st_mtime * 1000)
+            for row in record.epochs.to_dict(orient="records"):
+                letter = letter.with_row({str(k): v for k, v in row.items()}, time_ms)
+        return letter
+
+    def points(self) -> list[Point]:
+        found = [
+            Point(key, value, row["time_ms"], row["step"])
+            for row in self.rows
+            for key, value in row["values"].items()
+        ]
+        if self.end_ms is not None:
+            found += [Point(key, value, self.end_ms, 0) for key, value in self.scores.items()]
+        return found
+
+    def tags(self) -> dict[str, str]:
+        known = {
+            "role": "run",
+            "run.key": self.key,
+            "attempt": str(self.attempt),
+            "job.num": str(self.number),
+            "status": self.status,
+            "mlflow.source.name": "graft",
+            "mlflow.source.type": "LOCAL",
+        }
+        if self.folder:
+            known["folder"] = shorten(self.folder, MAX_TAG)
+        if self.reason:
+            known["reason"] = shorten(self.reason, MAX_TAG)
+            known["mlflow.note.content"] = shorten(f"**{self.status}**: {self.reason}", MAX_TAG)
+        return known
+
+    def write(self, sweep: Path) -> None:
+        write_json(sweep / FOLDER / f"{self.key}.json", dataclasses.asdict(self))
+
+
+def read_letter(sweep: Path, key: str) -> Letter | None:
+    """The letter of a run, or None where there is none that can be read."""
+    values = read_json(sweep / FOLDER / f"{key}.json")
+    try:
+        return Letter(**{**values, "rows": tuple(values["rows"])}) if values else None
+    except (TypeError, KeyError):
+        return None
+
+
+def read_letters(sweep: Path) -> list[Letter]:
+    """All letters of a sweep, by the number of their job."""
+    found = [read_letter(sweep, path.stem) for path in (sweep / FOLDER).glob("*.json")]
+    return sorted((one for one in found if one is not None), key=lambda one: one.number)
+
+
+def letter_of(record: Record, number: int) -> Letter:
+    """A letter for a run that wrote none: it ran while tracking was off."""
+    choices = {str(k): str(v) for k, v in record.info.get("choices", {}).items()}
+    words = [value if key in _GROUPS else f"{key.split('.')[-1]}={value}"
+             for key, value in choices.items()]  # fmt: skip
+    written_ms = int((record.path / "run.json").stat().st_mtime * 1000)
+    letter = Letter(number, " ".join([f"{number:02d}", *words]), choices, written_ms)
+    try:
+        params = params_of(choices, record.config)
+    except Exception:  # a run that failed before it wrote its configuration
+        params = {}
+    return dataclasses.replace(letter, params=params, end_ms=written_ms)
+
+
+def scores_of(record: Record) -> dict[str, float]:
+    """Scores of a completed run from its own files: the validation at its best epoch, the test."""
+    best = record.epochs[record.epochs["epoch"] == record.info["best_epoch"]]
+    scores = {f"best/{name}": float(best[name].iloc[0]) for name in best if name.startswith("val_")}
+    test = record.predictions.of("test")
+    if len(test.labels):
+        scores["test/accuracy"] = float((test.predicted == test.labels).mean())
+    return {key: value for key, value in scores.items() if is_finite(value)}
+
+
+# --- names and values -----------------------------------------------------------------------
+
+
+def key_of(choices: Mapping[str, str]) -> str:
+    """What tells the runs of a sweep apart, however their numbers were typed."""
+    canonical = json.dumps({k.lstrip("+~"): number_or_text(v) for k, v in choices.items()},
+                           sort_keys=True)  # fmt: skip
+    return hashlib.blake2b(canonical.encode(), digest_size=6).hexdigest()
+
+
+def params_of(choices: Mapping[str, str], config: Mapping[str, Any]) -> dict[str, str]:
+    """Parameters: what the sweep varies, as it was typed, and the settings that matter."""
+    found = {group: _kind(config[group]) for group in _GROUPS if group in config}
+    if "model" in config:
+        found["model"] = str(config["model"]["name"])
+    for key in _SETTINGS:
+        value: Any = config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if value is not None:
+            found[key] = number_or_text(str(value))
+    found |= {key.lstrip("+~"): number_or_text(text) for key, text in choices.items()}
+    return {name_of(key): shorten(value, MAX_PARAM) for key, value in found.items()}
+
+
+def _kind(part: Mapping[str, Any]) -> str:
+    """FineTune -> fine_tune, EmojiDataset -> emoji: as the group's options are typed."""
+    name = str(part.get("_target_", "")).rpartition(".")[2].removesuffix("Dataset")
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+
+
+def metric_key(column: str) -> str:
+    """`val_balanced_accuracy` -> `val/balanced_accuracy`: the UI makes a section of each prefix."""
+    split, _, rest = column.partition("_")
+    return name_of(f"{split}/{rest}" if split in ("train", "val", "test") and rest
+                   else f"train/{column}")  # fmt: skip
+
+
+def name_of(text: str) -> str:
+    """`text` as MLflow takes names: letters, digits, `_ - . : /` and blanks, like a path."""
+    parts = re.sub(r"[^\w\-. :/]", "_", text).split("/")
+    kept = "/".join(part for part in parts if part not in ("", ".", ".."))
+    return kept[:_MAX_NAME] or "_"
+
+
+def number_or_text(text: str) -> str:
+    """Numbers with a point or an exponent in one spelling: 1e-3 is 0.001; all else as typed."""
+    if re.fullmatch(r"[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?", text):
+        return repr(float(text))
+    return text
+
+
+def shorten(text: str, limit: int) -> str:
+    """`text` that a database takes: no NUL, no half characters, cut with a mark if too long."""
+    text = text.replace("\0", "").encode("utf-8", "replace").decode()
+    if len(text) <= limit:
+        return text
+    mark = f"... (cut; {len(text)} characters, whole in config.yaml)"
+    return text[: limit - len(mark)] + mark
+
+
+def is_finite(value: object) -> bool:
+    """A value that is not finite would spoil MLflow's charts; the files have it."""
+    return isinstance(value, Real) and math.isfinite(value)
+
+
+def finite(values: Mapping[str, float]) -> dict[str, float]:
+    return {name_of(key): float(value) for key, value in values.items() if is_finite(value)}
+
+
+def ended(letter: Letter, status: str, reason: str | None, scores: Mapping[str, float]) -> Letter:
+    """The same letter, closed now; a letter that was closed keeps its time."""
+    same = letter.end_ms is not None and letter.status == status
+    end_ms = letter.end_ms if same else now_ms()
+    return dataclasses.replace(
+        letter, status=status, reason=reason, end_ms=end_ms, scores=finite(scores) or letter.scores
+    )
+
+
+def digest(letter: Letter, files: Sequence[Path]) -> str:
+    """What a whole upload consists of: equal digests, nothing to send."""
+    sizes = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    text = json.dumps([dataclasses.asdict(letter), sizes], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

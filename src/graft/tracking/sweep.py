@@ -1,0 +1,382 @@
+"""A sweep and its runs in MLflow: opened, followed, ended, sent again."""
+
+import dataclasses
+import functools
+import logging
+import shlex
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from graft.config import Tracking
+from graft.record import SWEEP, Record, read_json, read_runs, write_json
+from graft.tracking import client, letter, upload, view
+from graft.tracking.client import Store, now_ms
+from graft.tracking.letter import Letter
+from graft.tracking.line import Line
+
+log = logging.getLogger("graft")
+
+FILE = "tracking.json"
+OFF = "off"
+
+# How long a sweep's start waits for MLflow, and the end of a run for its upload (plus 2 MB/s).
+_OPEN_S, _FINISH_S = 4.0, 20.0
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _harmless(method: Callable[P, T]) -> Callable[P, T | None]:
+    """What goes wrong in tracking is said, and goes no further."""
+
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T | None:
+        try:
+            return method(*args, **kwargs)
+        except Exception as error:
+            log.warning("Tracking: %s failed (%s).", method.__name__, error)
+            log.debug("Its traceback:", exc_info=True)
+            return None
+
+    return call
+
+
+class SweepTracking:
+    """A sweep in MLflow. Its calls return soon and never raise, whatever the server does."""
+
+    def __init__(self, folder: Path, info: upload.SweepInfo, line: Line, artifacts: Path) -> None:
+        self.folder, self.info = folder, info
+        self._line, self._artifacts = line, artifacts
+        self._parent: upload.Parent | None = None
+
+    @classmethod
+    def open(
+        cls,
+        sweep_dir: Path,
+        config: Tracking,
+        *,
+        name: str,
+        command: str,
+        axes: Sequence[str],
+        output_dir: Path,
+    ) -> "SweepTracking | Off":
+        """Open a sweep's parent run: a new one, or the one it had.
+
+        Waits a few seconds at most; a slow store is opened in the background.
+
+        Args:
+            sweep_dir: the sweep's folder; keeps `tracking.json`, which tells the sweep from others.
+            name: shown in MLflow.
+            command: what was typed.
+            axes: keys that differ between the runs.
+            output_dir: where the default database and its files are.
+        """
+        if config.uri == OFF:
+            return Off()
+        opened = _open(sweep_dir, config, name, command, tuple(axes), output_dir)
+        return opened or Off()
+
+    def run(self, number: int, title: str, choices: Mapping[str, str]) -> "RunTracking":
+        """The child of one run: a new one, or the one it had."""
+        return RunTracking(self, number, title, choices)
+
+    @_harmless
+    def finish(
+        self, records: Sequence[Record], report: Path | None, results: Path | None
+    ) -> str | None:
+        """End the sweep: send what is missing, end what was killed, write the prepared view.
+
+        Returns the link to the view, or None where MLflow could not be reached.
+        """
+        found = [path for path in (report, results) if path is not None and path.is_file()]
+        letters = self._letters(records)
+        sent = [path for record in records for path in upload.files(record)]
+        wait_s = _FINISH_S + 2 * len(letters) + _seconds(sent + found)
+        job = functools.partial(self._finish, letters=letters, results=found)
+        return self.link if self._line.ask(job, wait_s) else None
+
+    @property
+    def link(self) -> str | None:
+        """Opens the prepared view, once there is a parent run."""
+        if self._parent is None:
+            return None
+        address = client.web_address(self._line.uri)
+        return view.link(address, self._parent.experiment, self.info.id)
+
+    def ui_lines(self) -> list[str]:
+        """Lines to print at the end: what starts the UI, and the link to the prepared view."""
+        lines = []
+        if not self._line.uri.startswith("http"):
+            # Without the second setting and with the default of 4 workers it takes 3 GB.
+            uri = shlex.quote(client.mask(self._line.uri))
+            lines.append(
+                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false "
+                f"mlflow ui --workers 1 --port 5000 --backend-store-uri {uri}"
+            )
+        return [*lines, self.link or _sync_command(self.folder)]
+
+    def parent(self, store: Store) -> upload.Parent:
+        """Ids of the parent run; found or made when first needed. In the line's thread only."""
+        if self._parent is None:
+            with client.locked(self._line.lock):
+                self._parent = upload.open_parent(store, self.info, self._artifacts)
+            with client.locked(self.folder / letter.FOLDER / "lock"):
+                known = read_json(self.folder / FILE) or {}
+                ids = {
+                    "experiment_id": self._parent.experiment,
+                    "parent_run_id": self._parent.run,
+                }
+                write_json(self.folder / FILE, {**known, **ids})
+        return self._parent
+
+    def _letters(self, records: Sequence[Record]) -> list[tuple[Letter, Record | None]]:
+        """Every run's letter, closed; with its record where it has one."""
+        asked = [run.get("run") for run in (read_json(self.folder / SWEEP) or {}).get("runs", [])]
+        closed: list[tuple[Letter, Record | None]] = []
+        for i, record in enumerate(records):
+            number = asked.index(record.name) if record.name in asked else i
+            closed.append((_closed(self.folder, record, number), record))
+        known = {one.key for one, _ in closed}
+        for one in letter.read_letters(self.folder):
+            if one.key not in known:
+                closed.append((_stopped(self.folder, one), None))
+        return closed
+
+    def _finish(
+        self,
+        store: Store,
+        *,
+        letters: Sequence[tuple[Letter, Record | None]],
+        results: Sequence[Path],
+    ) -> None:
+        parent = self.parent(store)
+        runs = store.find(parent.experiment, {"sweep.id": self.info.id, "role": "run"})
+        by_key = {run.data.tags.get("run.key"): run for run in runs}
+        for one, record in letters:
+            if not upload.is_complete(by_key.get(one.key), one, record):
+                child = upload.Child()
+                child.finish(store, self.info, parent, one, record, client.secret(self._line.uri))
+        upload.close_rest(store, self.info, parent)
+        upload.end_parent(store, self.info, parent, _status(self.folder, letters), results)
+        try:
+            upload.write_view(store, self.info, parent, _metric(letters))
+        except Exception as error:
+            self._line.say("view", f"MLflow took no prepared view ({error}); the runs are there.")
+
+
+class RunTracking:
+    """One run in MLflow, used by the job that trains it."""
+
+    def __init__(
+        self, sweep: SweepTracking, number: int, title: str, choices: Mapping[str, str]
+    ) -> None:
+        self._sweep, self._line = sweep, sweep._line
+        self._child = upload.Child()
+        self._letter = Letter(number, title, dict(choices), now_ms())
+        self._resume()
+
+    @_harmless
+    def params(self, choices: Mapping[str, str], config: Mapping[str, Any]) -> None:
+        """What the sweep varies, and the settings that matter. The first values stay."""
+        found = {**letter.params_of(choices, config), **self._letter.params}
+        self._letter = dataclasses.replace(self._letter, params=found)
+        self._changed()
+
+    @_harmless
+    def epoch(self, row: Mapping[str, float]) -> None:
+        """`row`: a row of metrics.csv: `epoch` (1-based), `train_loss`, `val_accuracy`, ..."""
+        self._letter = self._letter.with_row(row, now_ms())
+        self._changed()
+
+    @_harmless
+    def finish(
+        self,
+        record: Record | None,
+        status: str,
+        reason: str | None,
+        scores: Mapping[str, float],
+    ) -> None:
+        """End the run: what is missing of its epochs, its scores, its files, its true status.
+
+        Args:
+            record: the run's folder, if it got that far.
+            status: one of `graft.record.STATUSES`.
+            scores: single values such as `best/val_accuracy`, `test/accuracy`, `seconds`.
+        """
+        if record is not None:
+            self._letter = self._letter.with_record(record)
+        self._letter = letter.ended(self._letter, status, reason, scores)
+        self._letter.write(self._sweep.folder)
+        job = functools.partial(self._finish, one=self._letter, record=record)
+        self._line.ask(job, _FINISH_S + _seconds(upload.files(record)))
+
+    @_harmless
+    def _resume(self) -> None:
+        """Go on with the letter of an earlier attempt, if there is one."""
+        known = letter.read_letter(self._sweep.folder, self._letter.key)
+        if known is not None:
+            self._letter = dataclasses.replace(
+                self._letter,
+                start_ms=known.start_ms,
+                params=known.params,
+                rows=known.rows,
+                attempt=known.attempt,
+            )
+        self._changed()
+
+    def _changed(self) -> None:
+        """Keep the letter, and send what is new of it in the background."""
+        one = self._letter
+        self._line.post(lambda store: self._follow(store, one))
+        one.write(self._sweep.folder)
+
+    def _follow(self, store: Store, one: Letter) -> None:
+        self._child.follow(store, self._sweep.info, self._sweep.parent(store), one)
+
+    def _finish(self, store: Store, *, one: Letter, record: Record | None) -> None:
+        parent = self._sweep.parent(store)
+        hidden = client.secret(self._line.uri)
+        self._child.finish(store, self._sweep.info, parent, one, record, hidden)
+
+
+class Off:
+    """`tracking.uri=off`: the same calls, nothing done."""
+
+    link: str | None = None
+
+    def run(self, number: int, title: str, choices: Mapping[str, str]) -> "OffRun":
+        return OffRun()
+
+    def finish(
+        self, records: Sequence[Record], report: Path | None, results: Path | None
+    ) -> str | None:
+        return None
+
+    def ui_lines(self) -> list[str]:
+        return []
+
+
+class OffRun:
+    """A run of a sweep that is not tracked."""
+
+    def params(self, choices: Mapping[str, str], config: Mapping[str, Any]) -> None:
+        pass
+
+    def epoch(self, row: Mapping[str, float]) -> None:
+        pass
+
+    def finish(
+        self,
+        record: Record | None,
+        status: str,
+        reason: str | None,
+        scores: Mapping[str, float],
+    ) -> None:
+        pass
+
+
+def sync(sweep_dir: Path, uri: str | None = None) -> str | None:
+    """Send what MLflow has not got of a sweep that has ended; nothing is sent twice.
+
+    Args:
+        sweep_dir: the sweep's folder.
+        uri: a tracking URI; by default the one that the sweep was run with.
+
+    Returns:
+        The link to the sweep's prepared view; None where something could not be sent.
+    """
+    known = read_json(sweep_dir / FILE) or {}
+    asked = read_json(sweep_dir / SWEEP) or {}
+    sweep = SweepTracking.open(
+        sweep_dir,
+        Tracking(uri=uri or known.get("uri"), experiment=known.get("experiment", "graft")),
+        name=known.get("name", sweep_dir.resolve().name),
+        command=known.get("command", asked.get("command", "")),
+        axes=known.get("axes", asked.get("axes", [])),
+        output_dir=sweep_dir.resolve().parent,
+    )
+    return sweep.finish(read_runs(sweep_dir), sweep_dir / "report.html", sweep_dir / "results.csv")
+
+
+# --- parts ----------------------------------------------------------------------------------
+
+
+@_harmless
+def _open(
+    folder: Path,
+    config: Tracking,
+    name: str,
+    command: str,
+    axes: tuple[str, ...],
+    output_dir: Path,
+) -> SweepTracking:
+    uri = client.resolve_uri(config.uri, output_dir)
+    with client.locked(folder / letter.FOLDER / "lock"):
+        known = read_json(folder / FILE) or {}
+        info = upload.SweepInfo(
+            id=known.get("id") or f"{name}-{uuid.uuid4().hex[:6]}",
+            name=name,
+            command=command,
+            axes=axes,
+            experiment=config.experiment,
+            start_ms=known.get("start_ms") or now_ms(),
+        )
+        stored = {**known, **dataclasses.asdict(info), "uri": client.mask(uri)}
+        write_json(folder / FILE, stored)
+    database = client.sqlite_path(uri) or output_dir / "mlflow"
+    lock = database.with_name(f".{database.name}.lock")
+    line = Line(uri, lock, f"Training goes on; send it later with: {_sync_command(folder)}")
+    sweep = SweepTracking(folder, info, line, database.parent / "mlartifacts")
+    line.post(sweep.parent)
+    line.wait(_OPEN_S)
+    return sweep
+
+
+def _closed(folder: Path, record: Record, number: int) -> Letter:
+    """The letter of a run that has a record; one that agrees with it already stays as it is."""
+    choices = {str(k): str(v) for k, v in record.info.get("choices", {}).items()}
+    known = letter.read_letter(folder, letter.key_of(choices))
+    status = str(record.info.get("status", "running"))
+    if known is not None and known.end_ms is not None and known.status == status:
+        return known
+    one = (known or letter.letter_of(record, number)).with_record(record)
+    scores = letter.scores_of(record) if record.is_completed and not one.scores else {}
+    one = letter.ended(one, status, record.info.get("reason"), scores)
+    one.write(folder)
+    return one
+
+
+def _stopped(folder: Path, one: Letter) -> Letter:
+    """The letter of a run without a record: if it did not end itself, it was killed."""
+    if one.end_ms is None:
+        one = letter.ended(one, "running", "It was stopped before its end.", {})
+        one.write(folder)
+    return one
+
+
+def _status(folder: Path, letters: Sequence[tuple[Letter, Record | None]]) -> str:
+    """The sweep's status: completed only if every run that was asked for is."""
+    statuses = [one.status for one, _ in letters]
+    asked = (read_json(folder / SWEEP) or {}).get("runs", [])
+    if any(letter.MLFLOW_STATUS[status] == "FAILED" for status in statuses):
+        return "failed"
+    is_whole = statuses and len(statuses) >= len(asked) and set(statuses) == {"completed"}
+    return "completed" if is_whole else "running"
+
+
+def _metric(letters: Sequence[tuple[Letter, Record | None]]) -> str:
+    """What the runs are selected by."""
+    names = [str(record.info["metric"]) for _, record in letters if record and
+             record.info.get("metric")]  # fmt: skip
+    return names[0] if names else "val_accuracy"
+
+
+def _seconds(paths: Sequence[Path]) -> float:
+    """How long files may take to be sent: 2 MB/s."""
+    return sum(path.stat().st_size for path in paths) / 2_000_000
+
+
+def _sync_command(folder: Path) -> str:
+    return f"python -m graft.tracking {shlex.quote(str(folder))}"
