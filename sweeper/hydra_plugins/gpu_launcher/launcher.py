@@ -1,0 +1,56 @@
+"""The class that Hydra builds for `hydra/launcher=slots_inline`; it keeps its settings, no more."""
+
+from collections.abc import Sequence
+
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from hydra_plugins.gpu_launcher._inline import InlineExecutor
+from hydra_plugins.gpu_launcher._launch import launch
+
+
+class SlotsLauncher(Launcher):
+    """Runs a batch of jobs; a job that fails costs itself alone.
+
+    Args:
+        prepare: dotted path of a function of the application, or None. It is called once a batch,
+            before any job, with the list of the jobs' composed configurations (each with its
+            `hydra` node) in the order asked; what it raises ends the launch.
+        fail_fast: stop after the first job that fails.
+    """
+
+    def __init__(self, prepare: str | None = None, fail_fast: bool = False) -> None:
+        self.prepare = prepare
+        self.fail_fast = fail_fast
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        self.hydra_context = hydra_context
+        self.task_function = task_function
+        self.config = config
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        """Run the jobs; their results in the order asked.
+
+        Args:
+            job_overrides: the overrides of each job.
+            initial_job_idx: the number of the first one.
+
+        Raises:
+            HydraException: some job cannot be composed, or `prepare` cannot be called.
+            Exception: whatever `prepare` raised.
+        """
+        return launch(
+            job_overrides,
+            initial_job_idx,
+            context=self.hydra_context,
+            config=self.config,
+            executor=InlineExecutor(self.hydra_context, self.task_function, self.config),
+            prepare=self.prepare,
+            fail_fast=self.fail_fast,
+        )
