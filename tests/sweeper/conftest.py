@@ -20,6 +20,7 @@ Launch = Callable[..., Sequence[JobReturn]]
 @pytest.fixture(autouse=True)
 def _fresh_hydra() -> Iterator[None]:
     """Hydra keeps global state; without this, one test's version_base changes the next test."""
+    Plugins.instance()  # finds the plugins, whose options are part of the state
     state = Singleton.get_state()
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level

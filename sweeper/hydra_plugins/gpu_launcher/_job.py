@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 log = logging.getLogger(__name__)
 
-# From 1.4 on, Hydra itself writes the traceback of a failed task into the job's log.
+# From 1.4 on, Hydra itself writes the traceback of a failed task into the job's file.
 _HYDRA_LOGS_TRACEBACKS = not hydra.__version__.startswith("1.3.")
 
 
@@ -76,7 +76,7 @@ def _run(job: Job, task: TaskFunction, context: HydraContext) -> JobReturn:
         _log_traceback(job, early, otherwise=())
         return failed(job, early)
     problem = exception(result)
-    if problem is not None and not _HYDRA_LOGS_TRACEBACKS:
+    if problem is not None and not (_HYDRA_LOGS_TRACEBACKS and log_file(job)):
         _log_traceback(job, problem, otherwise=handlers)
     return result
 
