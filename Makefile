@@ -27,7 +27,7 @@ $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
 	    f"Graft needs Python 3.11 or newer; this is {v[0]}.{v[1]}. Try: make setup PYTHON=python3.12")'
 	@$(BIN)python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)python -m pip install -e ".[dev]"
+	$(BIN)python -m pip install -e ".[dev,postgres]"
 	@touch $@
 
 demo: setup  ## the first sweep: strategy x learning rate on the built-in pictures
