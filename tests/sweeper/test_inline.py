@@ -2,6 +2,7 @@
 
 import gc
 import os
+import subprocess
 import sys
 import traceback
 import weakref
@@ -18,6 +19,7 @@ from hydra_plugins.gpu_launcher._inline import InlineExecutor
 from hydra_plugins.gpu_launcher._job import Job
 
 Launch = Callable[..., Sequence[JobReturn]]
+ROOT = Path(__file__).resolve().parents[2]
 A_1_2_3 = [["a=1"], ["a=2"], ["a=3"]]
 
 
@@ -336,3 +338,38 @@ def test_many_jobs_that_cannot_be_composed_are_a_few_lines(launch: Launch) -> No
     with pytest.raises(HydraException, match=r"\.\.\. and 25 more") as caught:
         launch(fails_at_2, [[f"b={number}"] for number in range(30)])
     assert len(str(caught.value).splitlines()) < 35
+
+
+# --- in somebody else's application ----------------------------------------------------------
+
+
+@pytest.fixture
+def example(tmp_path: Path) -> Callable[[str], subprocess.CompletedProcess[str]]:
+    """Runs the application of docs/launcher.md with the command that stands there."""
+    text = (ROOT / "docs" / "launcher.md").read_text()
+    (tmp_path / "app.py").write_text(text.split("```python\n")[1].split("```")[0])
+    command = next(line.split() for line in text.splitlines() if line.startswith("    python app"))
+
+    def run(axis: str) -> subprocess.CompletedProcess[str]:
+        words = [axis if word.startswith("+x=") else word for word in command[1:]]
+        return subprocess.run(
+            [sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+
+    return run
+
+
+def test_the_documented_example_does_what_is_said_of_it(example: Any) -> None:
+    done = example("+x=0,1,2")
+    assert done.returncode == 1
+    assert "job 0 (+x=0) failed: ZeroDivisionError: division by zero\nLog: multirun" in done.stdout
+    assert "3 of 3: job 2 (+x=2)" in done.stdout
+    assert "1 of 3 jobs failed: job 0 (+x=0): ZeroDivisionError" in done.stdout
+    assert "ZeroDivisionError" in done.stderr
+
+
+def test_the_documented_example_refuses_a_batch(example: Any) -> None:
+    done = example("+x=0,-1")
+    assert done.returncode == 1
+    assert "x must not be negative" in done.stderr
+    assert "1 of 2" not in done.stdout
