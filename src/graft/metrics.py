@@ -1,0 +1,100 @@
+"""Scores computed from predictions: pure functions.
+
+A score that is not defined is left out, never NaN: the mean over classes, or the ranking of a
+class's scores, means nothing where a class has no examples.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from graft.record import Predictions
+
+
+def scores(predictions: "Predictions") -> dict[str, float]:
+    """What can be said of some predictions.
+
+    Args:
+        predictions: N examples of C classes, of one split.
+
+    Returns:
+        Fractions in [0, 1], those that are defined:
+        accuracy;
+        balanced_accuracy, the mean of the classes' recalls;
+        f1, of the second class where there are two, else the mean of the classes' own;
+        auroc, of the second class where there are two, else the mean of one against the rest;
+        recall/<class>, for each class.
+    """
+    if not len(predictions.labels):
+        return {}
+    counts = confusion(predictions)
+    recalls, f1s = recall(counts), f1(counts)
+    aurocs = one_against_rest(predictions)
+    of_all = slice(1, None) if len(predictions.classes) == 2 else slice(None)
+    found = {
+        "accuracy": float(counts.trace() / counts.sum()),
+        "balanced_accuracy": float(recalls.mean()),
+        "f1": float(f1s[of_all].mean()),
+        "auroc": float(aurocs[of_all].mean()),
+    }
+    found |= {f"recall/{c}": float(r) for c, r in zip(predictions.classes, recalls, strict=True)}
+    return {name: value for name, value in found.items() if np.isfinite(value)}
+
+
+def confusion(predictions: "Predictions") -> "NDArray[np.int64]":
+    """Counts, int64 [C, C]: a row for each label, a column for each predicted class."""
+    num_classes = len(predictions.classes)
+    cells = predictions.labels * num_classes + predictions.predicted
+    counts = np.bincount(cells, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes).astype(np.int64)
+
+
+def recall(counts: "NDArray[np.int64]") -> "NDArray[np.float64]":
+    """Right answers among a class's examples, [C]; NaN without any."""
+    return _ratio(counts.diagonal(), counts.sum(axis=1))
+
+
+def precision(counts: "NDArray[np.int64]") -> "NDArray[np.float64]":
+    """Right answers where a class was predicted, [C]; NaN where it never was."""
+    return _ratio(counts.diagonal(), counts.sum(axis=0))
+
+
+def f1(counts: "NDArray[np.int64]") -> "NDArray[np.float64]":
+    """Harmonic mean of recall and precision, [C]; NaN for a class without examples."""
+    members = counts.sum(axis=1)
+    values = _ratio(2 * counts.diagonal(), members + counts.sum(axis=0))
+    return np.where(members > 0, values, np.nan)
+
+
+def one_against_rest(predictions: "Predictions") -> "NDArray[np.float64]":
+    """Area under the ROC curve of each class against all others, [C]; NaN without both.
+
+    Computed as the share of pairs that a class's score orders right, equal scores counting half.
+
+    Source: J. A. Hanley and B. J. McNeil, Radiology 143 (1), 1982, pp. 29-36.
+    """
+    from scipy.stats import rankdata
+
+    of_class = class_scores(predictions)
+    is_member = predictions.labels[:, None] == np.arange(len(predictions.classes))
+    members = is_member.sum(axis=0)
+    ranks = rankdata(of_class, axis=0)
+    ordered = np.where(is_member, ranks, 0.0).sum(axis=0) - members * (members + 1) / 2
+    return _ratio(ordered, members * (len(is_member) - members))
+
+
+def class_scores(predictions: "Predictions") -> "NDArray[np.float32]":
+    """The probability of each class, [N, C], also where only that of the second is stored."""
+    if predictions.scores.ndim == 2:
+        return predictions.scores
+    return np.stack([1 - predictions.scores, predictions.scores], axis=1)
+
+
+def _ratio(
+    part: "NDArray[np.int64] | NDArray[np.float64]", whole: "NDArray[np.int64]"
+) -> "NDArray[np.float64]":
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
