@@ -1,0 +1,1 @@
+"""Compares the runs of a sweep: `results.csv`, `report.html`, a table in the terminal."""

@@ -1,0 +1,143 @@
+"""The command `graft-report`: table, results.csv and report.html of a sweep's folder."""
+
+import argparse
+import os
+import sys
+import webbrowser
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from graft.errors import BadRequest
+from graft.record import REPORT, RESULTS, write_whole
+from graft.report import sweep as sweeps
+from graft.report import words
+from graft.report.page import page
+from graft.report.results import results, write_csv
+
+# Columns after the choices, and which of them a narrow terminal does without first.
+_COLUMNS = {
+    "val_accuracy": "val acc", "test_accuracy": "test acc", "train_accuracy": "train acc",
+    "best_epoch": "epoch", "trainable_parameters": "trained", "seconds": "time",
+    "status": "status",
+}  # fmt: skip
+_DROPPED_FIRST = ("trainable_parameters", "seconds", "train_accuracy", "best_epoch")
+# How wide a table is that no terminal limits.
+_WIDTH = 120
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 2 with a message where there is no sweep."""
+    parser = argparse.ArgumentParser(
+        prog="graft-report",
+        description="Compare the runs of a sweep: a table here, results.csv and report.html there.",
+    )
+    parser.add_argument("sweep", type=Path, help="the sweep's folder, such as outputs/demo")
+    parser.add_argument("--open", action="store_true", help="open report.html in a browser")
+    asked = parser.parse_args(argv)
+    try:
+        rows = write_report(asked.sweep)
+    except (BadRequest, OSError) as error:
+        print(f"graft-report: {error}", file=sys.stderr)
+        return 2
+    print_table(rows, asked.sweep)
+    print(f"report:    {asked.sweep / REPORT}")
+    print(f"results:   {asked.sweep / RESULTS}")
+    if asked.open:
+        webbrowser.open((asked.sweep / REPORT).absolute().as_uri())
+    return 0
+
+
+def write_report(sweep: Path) -> list[dict[str, object]]:
+    """Write results.csv and report.html into a sweep's folder.
+
+    Returns:
+        The rows of results.csv, one for each run that was asked for.
+
+    Raises:
+        RecordError: the folder holds no sweep.
+    """
+    found = sweeps.load(sweep)
+    rows = results(found.records, found.asked)
+    write_csv(rows, sweep / RESULTS)
+    text = page(found, rows).encode("utf-8", errors="replace")
+    write_whole(sweep / REPORT, lambda part: part.write_bytes(text))
+    return rows
+
+
+def print_table(rows: Sequence[Mapping[str, object]], sweep: Path) -> None:
+    """The runs, as asked, in the terminal; then why some did not complete, and who wins."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(highlight=False, width=_WIDTH)
+    found = sweeps.load(sweep)
+    answer, names = words.answer(found), words.Labels(found)
+    won = answer.lead
+    console.print(_table(rows, found.axes, won, names, console.width))
+    for row in rows:
+        if row["status"] != "completed":
+            said = f"{names.named(str(row['run']))}: {row['status']}: {row['reason'] or ''}"
+            console.print(Text(said.rstrip(": "), style="red"))
+    console.print(Text(str(answer)))
+
+
+def _table(
+    rows: Sequence[Mapping[str, object]],
+    axes: Sequence[str],
+    won: str,
+    names: words.Labels,
+    width: int,
+) -> Any:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    heads, lines = _cells(rows, axes, won, names, width)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for head in heads:
+        is_number = head in _COLUMNS.values() and head != "status"
+        table.add_column(Text(head), justify="right" if is_number else "left", overflow="fold")
+    for row, cells in zip(rows, lines, strict=True):
+        style = "bold green" if cells[0] else "red" if row["status"] != "completed" else ""
+        table.add_row(*map(Text, cells), style=style)
+    return table
+
+
+def _cells(
+    rows: Sequence[Mapping[str, object]],
+    axes: Sequence[str],
+    won: str,
+    names: words.Labels,
+    width: int,
+) -> tuple[list[str], list[list[str]]]:
+    """Heads and lines of the table, with as many columns as fit."""
+    keys = [*(axes or ["run"]), *_COLUMNS]
+    marks = ["*" if won and names.named(str(row["run"])) == won else "" for row in rows]
+    for dropped in ("", *_DROPPED_FIRST):
+        keys = [key for key in keys if key != dropped]
+        heads = ["", *(_COLUMNS.get(key, key) for key in keys)]
+        lines = [
+            [mark, *(_shown(key, row.get(key)) for key in keys)]
+            for mark, row in zip(marks, rows, strict=True)
+        ]
+        columns = zip(heads, *lines, strict=True)
+        if sum(max(map(len, column)) + 3 for column in columns) <= width:
+            break
+    return heads, lines
+
+
+def _shown(key: str, value: object) -> str:
+    if isinstance(value, float) and key.endswith("accuracy"):
+        return words.number(value, 4)
+    if isinstance(value, (int, float)) and key == "seconds":
+        return words.seconds(value)
+    if isinstance(value, int):
+        return words.count(value)
+    return "" if value is None else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

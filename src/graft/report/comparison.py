@@ -1,0 +1,217 @@
+"""The runs beside each other: ranks, pairs, two axes as a grid, seeds together."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from graft.errors import RecordError
+from graft.record import Record
+from graft.report.figures import MAX_LINES
+from graft.report.intervals import Estimate, Paired, Spread, accuracy, holm, paired, spread
+from graft.report.select import selection
+from graft.report.sweep import Sweep, completed
+from graft.report.words import Labels
+
+Row = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One run in the table.
+
+    Attributes:
+        rank: 1 for the winner; None where there is no ranking, or the run did not complete.
+        style: its line in the curves, or None for grey ones.
+        row: its row of results.csv.
+        epochs: how many it trained.
+    """
+
+    label: str
+    rank: int | None
+    style: int | None
+    row: Row
+    val: Estimate | None = None
+    test: Estimate | None = None
+    selected_by: float | None = None
+    epochs: int | None = None
+
+
+def lines(
+    sweep: Sweep, rows: Sequence[Row], order: Sequence[Record], styles: Mapping[str, int]
+) -> list[Line]:
+    """Every run that was asked for: ranked ones first, those that did not complete last.
+
+    Args:
+        rows: of results.csv.
+        order: the completed runs, best first, or empty where they cannot be ranked.
+    """
+    names = Labels(sweep)
+    done = {record.name: record for record in completed(sweep.records)}
+    ranks = {record.name: rank for rank, record in enumerate(order, start=1)}
+    found = []
+    for row in rows:
+        name = str(row["run"])
+        line = Line(names.named(name), ranks.get(name), styles.get(name), row)
+        found.append(_measured(line, done[name]) if name in done else line)
+    return sorted(found, key=lambda line: (line.val is None, line.rank or 0))
+
+
+def chosen_styles(records: Sequence[Record], order: Sequence[Record]) -> dict[str, int]:
+    """Which runs have a line of their own in the curves: all, or the best few, as asked."""
+    best = [*order, *(r for r in records if r not in order)][:MAX_LINES]
+    shown = [record.name for record in records if record in best]
+    return {name: style for style, name in enumerate(shown)}
+
+
+def with_epochs(records: Sequence[Record]) -> list[Record]:
+    """The runs that have curves."""
+    return [record for record in records if _has_epochs(record)]
+
+
+@dataclass(frozen=True)
+class Against:
+    """The winner minus a run, on validation; `p` is adjusted for the number of runs."""
+
+    label: str
+    found: Paired
+    p: float
+
+
+def against_winner(order: Sequence[Record], names: Labels) -> list[Against]:
+    """The winner against every other run, on the same validation examples."""
+    if len(order) < 2:
+        return []
+    best = order[0].predictions.of("val")
+    pairs = [paired(best, record.predictions.of("val")) for record in order[1:]]
+    adjusted = holm([pair.p for pair in pairs])
+    return [
+        Against(names.of(record), pair, p)
+        for record, pair, p in zip(order[1:], pairs, adjusted, strict=True)
+    ]
+
+
+def runner_up_on_test(order: Sequence[Record]) -> Paired | None:
+    """The winner against the next best run on test, the examples that chose neither."""
+    if len(order) < 2:
+        return None
+    try:
+        return paired(order[0].predictions.of("test"), order[1].predictions.of("test"))
+    except RecordError:
+        return None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Mean validation accuracy of the runs in a cell; `shade`: 0 for the lowest, 1 the highest."""
+
+    value: float | None
+    shade: float
+    is_winner: bool
+    note: str
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Two axes: `cells[i][j]` belongs to the i-th value of `down`, the j-th of `across`."""
+
+    down: str
+    across: str
+    down_values: tuple[str, ...]
+    across_values: tuple[str, ...]
+    cells: tuple[tuple[Cell, ...], ...]
+
+
+def grid(sweep: Sweep, rows: Sequence[Row], winner: str | None) -> Grid | None:
+    """The sweep as a table of its two axes, seeds averaged; None with fewer or more axes."""
+    axes = [axis for axis in sweep.axes if axis != "seed"]
+    if len(axes) != 2:
+        return None
+    down, across = axes
+    values = {axis: _in_order([str(row[axis]) for row in rows]) for axis in axes}
+    members = {
+        (i, j): [r for r in rows if (str(r[down]), str(r[across])) == (i, j)]
+        for i in values[down]
+        for j in values[across]
+    }
+    means = [m for m in map(_mean, members.values()) if m is not None]
+    # A span of at least 0.1, so that noise is not painted as contrast.
+    top = max(means, default=1.0)
+    span = max(top - min(means, default=0.0), 0.1)
+    cells = tuple(
+        tuple(_cell(members[i, j], top, span, winner) for j in values[across]) for i in values[down]
+    )
+    return Grid(down, across, tuple(values[down]), tuple(values[across]), cells)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What several seeds of one choice gave."""
+
+    label: str
+    val: Spread
+    test: Spread | None
+    missing: int
+
+
+def over_seeds(sweep: Sweep, rows: Sequence[Row]) -> list[Choice]:
+    """Accuracies over the seeds of each choice, best mean first; nothing without a seed axis."""
+    if "seed" not in sweep.axes:
+        return []
+    names, members = Labels(sweep), dict[str, list[Row]]()
+    for row in rows:
+        choices = {a: str(row[a]) for a in sweep.axes if a != "seed" and row[a] is not None}
+        members.setdefault(names.choice(choices) or "all runs", []).append(row)
+    found = [_choice(label, of_label) for label, of_label in members.items()]
+    return sorted((c for c in found if c is not None), key=lambda c: -c.val.mean)
+
+
+# --- inside ---------------------------------------------------------------------------------
+
+
+def _measured(line: Line, record: Record) -> Line:
+    val, test = (accuracy(record.predictions.of(split)) for split in ("val", "test"))
+    return Line(
+        line.label, line.rank, line.style, line.row, val, test, selection(record),
+        len(record.epochs),
+    )  # fmt: skip
+
+
+def _has_epochs(record: Record) -> bool:
+    try:
+        return len(record.epochs) > 0 and "epoch" in record.epochs
+    except (RecordError, OSError, ValueError):
+        return False
+
+
+def _figures(rows: Sequence[Row], key: str) -> list[float]:
+    return [float(value) for row in rows if isinstance(value := row.get(key), (int, float))]
+
+
+def _mean(rows: Sequence[Row]) -> float | None:
+    values = _figures(rows, "val_accuracy")
+    return sum(values) / len(values) if values else None
+
+
+def _cell(rows: Sequence[Row], top: float, span: float, winner: str | None) -> Cell:
+    mean = _mean(rows)
+    if mean is None:
+        return Cell(None, 0.0, False, str(rows[0]["status"]) if rows else "not asked for")
+    count = len(_figures(rows, "val_accuracy"))
+    note = f"mean of {count}" if count > 1 else ""
+    is_winner = any(row["run"] == winner for row in rows)
+    return Cell(mean, max(0.0, 1 - (top - mean) / span), is_winner, note)
+
+
+def _choice(label: str, rows: Sequence[Row]) -> Choice | None:
+    val, test = _figures(rows, "val_accuracy"), _figures(rows, "test_accuracy")
+    if not val:
+        return None
+    return Choice(label, spread(val), spread(test) if test else None, len(rows) - len(val))
+
+
+def _in_order(values: Sequence[str]) -> list[str]:
+    """Distinct values: numbers by size, else as asked."""
+    found = list(dict.fromkeys(values))
+    try:
+        return sorted(found, key=float)
+    except ValueError:
+        return found

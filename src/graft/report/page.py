@@ -1,0 +1,119 @@
+"""`report.html`: one file that needs nothing else. All that it says is handed over here."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from graft.errors import RecordError
+from graft.record import Record
+from graft.report import closer, comparison, figures, overview, words
+from graft.report.intervals import CLEAR, Estimate
+from graft.report.select import ranked, why_not_comparable
+from graft.report.sweep import Sweep, completed
+
+TEMPLATE = "page.html.j2"
+
+
+def page(sweep: Sweep, rows: Sequence[Mapping[str, object]]) -> str:
+    """The page of a sweep, whatever became of its runs.
+
+    Args:
+        sweep: its records and what was asked for.
+        rows: of results.csv.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": words.number, "signed": words.signed, "count": words.count,
+        "seconds": words.seconds, "p_value": words.p_value, "verdict": words.verdict,
+        "difference": words.difference,
+    }  # fmt: skip
+    return environment.get_template(TEMPLATE).render(**_context(sweep, rows))
+
+
+def _context(sweep: Sweep, rows: Sequence[Mapping[str, object]]) -> dict[str, Any]:
+    done = completed(sweep.records)
+    try:
+        order = ranked(sweep.records)
+    except RecordError:
+        order = []
+    drawn = comparison.with_epochs(sweep.records)
+    styles = comparison.chosen_styles(drawn, order)
+    names = words.Labels(sweep)
+    lines = comparison.lines(sweep, rows, order, styles)
+    return {
+        "sweep": sweep,
+        "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "tally": words.tally(sweep),
+        "answer": words.answer(sweep),
+        "problem": why_not_comparable(done),
+        "clear": CLEAR,
+        "facts": overview.facts(sweep.records),
+        "parts": overview.parts(_shown(order, sweep.records)) if sweep.records else [],
+        "num_splits": overview.num_splits(sweep.records),
+        "lines": lines,
+        "scale": _scale(lines),
+        "metric": order[0].info["metric"] if order else None,
+        "curves": figures.curves(drawn, styles) if drawn else None,
+        "legend": [(style, names.named(name)) for name, style in styles.items()],
+        "num_grey": len(drawn) - len(styles),
+        "grid": comparison.grid(sweep, rows, order[0].name if order else None),
+        "seeds": comparison.over_seeds(sweep, rows),
+        "against": comparison.against_winner(order, names),
+        "on_test": comparison.runner_up_on_test(order),
+        "winner": _winner(order[0], names.of(order[0])) if order else None,
+        "environment": overview.environment(_shown(order, sweep.records)) if sweep.records else [],
+        "num_environments": overview.num_environments(sweep.records),
+        "is_emoji": overview.is_emoji(sweep.records),
+    }
+
+
+def _shown(order: Sequence[Record], records: Sequence[Record]) -> Record:
+    """The run whose data and environment the page describes."""
+    return [*order, *completed(records), *records][0]
+
+
+def _winner(record: Record, label: str) -> dict[str, Any]:
+    """The winner on test; on validation where it has no test examples."""
+    split = "test" if len(record.predictions.of("test").labels) else "val"
+    shown = record.predictions.of(split)
+    majority, share = words.majority(shown)
+    cuts = closer.slices(record, shown)
+    return {
+        "label": label,
+        "run": record.name,
+        "split": words.SPLITS[split],
+        "total": len(shown.labels),
+        "num_wrong": int((shown.predicted != shown.labels).sum()),
+        "num_groups": overview.groups(record, split),
+        "majority": majority,
+        "majority_share": share.value,
+        "num_classes": len(shown.classes),
+        "confusion": figures.confusion_matrix(shown),
+        "roc": figures.roc(shown),
+        "max_lines": figures.MAX_LINES,
+        "classes": closer.class_rows(shown),
+        "slices": cuts[: closer.MAX_SLICES],
+        "num_slices": len(cuts),
+        "mistakes": closer.mistakes(record, shown),
+        "scale": _scale_of([found for cut in cuts for _, found in cut.rows]),
+    }
+
+
+def _scale(lines: Sequence[comparison.Line]) -> tuple[float, float]:
+    return _scale_of([e for line in lines for e in (line.val, line.test) if e is not None])
+
+
+def _scale_of(found: Sequence[Estimate]) -> tuple[float, float]:
+    """Ends of the axis on which intervals are drawn: twentieths around all of them."""
+    low = min((one.low for one in found), default=0.0)
+    high = max((one.high for one in found), default=1.0)
+    return int(low * 20) / 20, -int(-high * 20 // 1) / 20

@@ -1,0 +1,184 @@
+"""Numbers as a person reads them, and the sentences that follow from them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from graft.errors import RecordError
+from graft.metrics import confusion
+from graft.record import Predictions, Record
+from graft.report.intervals import CLEAR, Estimate, Paired, accuracy, paired
+from graft.report.select import ranked, selection, val_loss
+from graft.report.sweep import Sweep
+
+SPLITS = {"val": "validation", "test": "test"}
+MINUS, NOTHING = "\N{MINUS SIGN}", "\N{EN DASH}"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the sweep says, first in one sentence: `lead` (a run's name, or nothing), `claim`."""
+
+    lead: str
+    claim: str
+    details: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.lead} {self.claim}".strip()
+
+
+def answer(sweep: Sweep) -> Answer:
+    """The sentences at the head of the report."""
+    names = Labels(sweep)
+    try:
+        order = ranked(sweep.records)
+    except RecordError as error:
+        return Answer("", f"These runs cannot be ranked: {error}. They stand side by side below.")
+    if not order:
+        return Answer("", f"No run completed: {tally(sweep)}.")
+    best = order[0]
+    others = [r for r in sweep.asked if r["run"] not in {done.name for done in order}]
+    details = [*_against(order, names), *_baseline(best)]
+    if others:
+        details.append(f"Not every run completed: {tally(sweep)}.")
+    verb = "wins on" if len(order) > 1 else "is the only completed run; on"
+    return Answer(names.of(best), f"{verb} {_claim(best)}.", tuple(details))
+
+
+class Labels:
+    """Short names of runs, from what they chose: `fine_tune, lr=0.001`."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._choices = {run["run"]: run["choices"] for run in sweep.asked}
+        last = [axis.rpartition(".")[2] for axis in sweep.axes]
+        self._short = {
+            axis: word if last.count(word) == 1 else axis
+            for axis, word in zip(sweep.axes, last, strict=True)
+        }
+
+    def of(self, record: Record) -> str:
+        return self.named(record.name)
+
+    def named(self, run: str) -> str:
+        return self.choice(self._choices.get(run, {})) or run
+
+    def choice(self, choices: Mapping[str, str]) -> str:
+        return ", ".join(
+            value if key in ("strategy", "model") else f"{self._short.get(key, key)}={value}"
+            for key, value in choices.items()
+        )
+
+
+def tally(sweep: Sweep) -> str:
+    """ "3 completed, 1 diverged", in the order of how they went."""
+    found = {record.name: record.info["status"] for record in sweep.records}
+    statuses = [found.get(run["run"], "skipped") for run in sweep.asked]
+    said = [
+        f"{statuses.count(status)} {status.replace('_', ' ')}"
+        for status in sorted(set(statuses), key=lambda s: (s != "completed", s))
+    ]
+    return ", ".join(said) or "none was asked for"
+
+
+def majority(predictions: Predictions) -> tuple[str, Estimate]:
+    """The most frequent class, and how often naming it always would be right."""
+    members = confusion(predictions).sum(axis=1)
+    most = int(members.argmax())
+    return predictions.classes[most], Estimate(int(members[most]), int(members.sum()))
+
+
+def verdict(p: float) -> str:
+    return "clear" if p < CLEAR else "not distinguishable"
+
+
+# --- numbers --------------------------------------------------------------------------------
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    return NOTHING if value is None or value != value else f"{value:.{digits}f}"
+
+
+def signed(value: float, digits: int = 3) -> str:
+    text = f"{abs(value):.{digits}f}"
+    if float(text) == 0:
+        return text
+    return f"{MINUS if value < 0 else '+'}{text}"
+
+
+def estimate(found: Estimate | None) -> str:
+    if found is None:
+        return NOTHING
+    return f"{found.value:.3f} ({found.low:.2f} to {found.high:.2f})"
+
+
+def difference(found: Paired) -> str:
+    return f"{signed(found.difference)} ({signed(found.low)} to {signed(found.high)})"
+
+
+def p_value(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def count(value: int | float | None) -> str:
+    return NOTHING if value is None else f"{int(value):,}"
+
+
+def seconds(value: float | None) -> str:
+    if value is None:
+        return NOTHING
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+# --- inside ---------------------------------------------------------------------------------
+
+
+def _claim(best: Record) -> str:
+    metric = best.info["metric"]
+    val, test = (accuracy(best.predictions.of(split)) for split in SPLITS)
+    by = "" if metric == "val_accuracy" else f" by {metric} = {number(selection(best))}"
+    said = f"validation{by}: accuracy {estimate(val)}"
+    return f"{said}; test {estimate(test)}" if test else said
+
+
+def _against(order: Sequence[Record], names: Labels) -> list[str]:
+    """The winner against the next one, on both splits."""
+    if len(order) < 2:
+        return []
+    best, second = order[:2]
+    said = []
+    for split, name in SPLITS.items():
+        try:
+            found = paired(best.predictions.of(split), second.predictions.of(split))
+        except RecordError:
+            continue
+        said.append(
+            f"{difference(found)} on {found.total:,} {name} examples, "
+            f"McNemar {p_value(found.p)}: {verdict(found.p)}"
+        )
+    lead = f"Against the runner-up, {names.of(second)}, the accuracy differs by"
+    lines = [f"{lead} {'; '.join(said)}."] if said else []
+    return lines + _tied(best, order, names)
+
+
+def _tied(best: Record, order: Sequence[Record], names: Labels) -> list[str]:
+    tied = [r for r in order[1:] if selection(r) == selection(best)]
+    if not tied or best.info["metric"] == "val_loss":
+        return []
+    by = "lower validation loss" if val_loss(best) < val_loss(tied[0]) else "the order asked"
+    shown = "; ".join(names.of(run) for run in tied[:3]) + ("; ..." if len(tied) > 3 else "")
+    return [f"{best.info['metric']} is the same for {shown}: {by} decided."]
+
+
+def _baseline(best: Record) -> list[str]:
+    """How much of the accuracy comes for nothing."""
+    val = best.predictions.of("val")
+    found = accuracy(val)
+    if found is None:
+        return []
+    name, share = majority(val)
+    line = f"Always answering {name} would be right for {share.value:.3f} of validation"
+    is_better = found.low > share.value
+    return [line + ("." if is_better else ": the winner is not distinguishable from that.")]
