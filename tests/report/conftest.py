@@ -151,7 +151,7 @@ def binary(tmp_path: Path) -> SweepMaker:
     made = SweepMaker(tmp_path / "demo")
     made.run({"strategy": "head_only", "optimizer.lr": "1e-3"}, 0.6)
     made.run({"strategy": "head_only", "optimizer.lr": "1e-4"}, 0.3)
-    made.run({"strategy": "fine_tune", "optimizer.lr": "1e-3"}, 1.4)
+    made.run({"strategy": "fine_tune", "optimizer.lr": "1e-3"}, 0.9)
     made.run({"strategy": "fine_tune", "optimizer.lr": "1e30"}, status="diverged", epochs=2,
              reason="train_loss became nan in epoch 3 at optimizer.lr=1e+30.")  # fmt: skip
     made.run({"strategy": "fine_tune", "optimizer.lr": "1e-4"}, status="failed",

@@ -75,8 +75,7 @@ def print_table(rows: Sequence[Mapping[str, object]], sweep: Path) -> None:
         console = Console(highlight=False, width=_WIDTH)
     found = sweeps.load(sweep)
     answer, names = words.answer(found), words.Labels(found)
-    won = answer.lead
-    console.print(_table(rows, found.axes, won, names, console.width))
+    console.print(_table(rows, found.axes, answer.run, console.width))
     for row in rows:
         if row["status"] != "completed":
             said = f"{names.named(str(row['run']))}: {row['status']}: {row['reason'] or ''}"
@@ -88,14 +87,13 @@ def _table(
     rows: Sequence[Mapping[str, object]],
     axes: Sequence[str],
     won: str,
-    names: words.Labels,
     width: int,
 ) -> Any:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    heads, lines = _cells(rows, axes, won, names, width)
+    heads, lines = _cells(rows, axes, won, width)
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for head in heads:
         is_number = head in _COLUMNS.values() and head != "status"
@@ -110,12 +108,11 @@ def _cells(
     rows: Sequence[Mapping[str, object]],
     axes: Sequence[str],
     won: str,
-    names: words.Labels,
     width: int,
 ) -> tuple[list[str], list[list[str]]]:
     """Heads and lines of the table, with as many columns as fit."""
     keys = [*(axes or ["run"]), *_COLUMNS]
-    marks = ["*" if won and names.named(str(row["run"])) == won else "" for row in rows]
+    marks = ["*" if row["run"] == won else "" for row in rows]
     for dropped in ("", *_DROPPED_FIRST):
         keys = [key for key in keys if key != dropped]
         heads = ["", *(_COLUMNS.get(key, key) for key in keys)]

@@ -121,7 +121,7 @@ class Grid:
 
 
 def grid(sweep: Sweep, rows: Sequence[Row], winner: str | None) -> Grid | None:
-    """The sweep as a table of its two axes, seeds averaged; None with fewer or more axes."""
+    """The sweep as a table of its two axes, seeds averaged; None where it does not fill one."""
     axes = [axis for axis in sweep.axes if axis != "seed"]
     if len(axes) != 2:
         return None
@@ -132,6 +132,8 @@ def grid(sweep: Sweep, rows: Sequence[Row], winner: str | None) -> Grid | None:
         for i in values[down]
         for j in values[across]
     }
+    if sum(map(bool, members.values())) * 2 <= len(members):
+        return None
     means = [m for m in map(_mean, members.values()) if m is not None]
     # A span of at least 0.1, so that noise is not painted as contrast.
     top = max(means, default=1.0)
@@ -153,13 +155,15 @@ class Choice:
 
 
 def over_seeds(sweep: Sweep, rows: Sequence[Row]) -> list[Choice]:
-    """Accuracies over the seeds of each choice, best mean first; nothing without a seed axis."""
+    """Accuracies over the seeds of each choice, best mean first; nothing without several seeds."""
     if "seed" not in sweep.axes:
         return []
     names, members = Labels(sweep), dict[str, list[Row]]()
     for row in rows:
         choices = {a: str(row[a]) for a in sweep.axes if a != "seed" and row[a] is not None}
         members.setdefault(names.choice(choices) or "all runs", []).append(row)
+    if max(map(len, members.values()), default=0) < 2:
+        return []
     found = [_choice(label, of_label) for label, of_label in members.items()]
     return sorted((c for c in found if c is not None), key=lambda c: -c.val.mean)
 

@@ -91,7 +91,11 @@ def roc(predictions: Predictions) -> str | None:
 
 
 def run_figures(record: Record, folder: Path) -> None:
-    """Write curves.png, confusion.png and roc.png of a completed run (test, where it can be)."""
+    """PNGs of a completed run: loss, accuracy, confusion (of test), and roc where it is defined.
+
+    Raises:
+        RecordError: the record lacks what is drawn.
+    """
     test = record.predictions.of("test")
     shown = test if len(test.labels) else record.predictions.of("val")
     with _style(PAPER):
@@ -120,29 +124,23 @@ def _curves_figure(
 def _line(axes: "Axes", record: Record, what: str, style: int | None, colours: Colours) -> None:
     """Training dashed, validation solid, a large mark at the best epoch, a cross where it broke."""
     table = record.epochs
-    look: dict[str, Any] = {"color": colours.muted, "alpha": 0.3, "linewidth": 0.8, "zorder": 1}
-    if style is not None:
-        marker = MARKERS[style]
-        every = max(1, len(table) // 8)
-        look = {"color": colours.lines[style], "linewidth": 1.6, "zorder": 3, "marker": marker}
-        look |= {"markersize": 3.5, "markevery": every, "markeredgewidth": 0}
-    if f"train_{what}" in table:
-        light = (
-            {"linewidth": look["linewidth"] * 0.65, "markersize": 2.5} if style is not None else {}
-        )
-        axes.plot(table["epoch"], table[f"train_{what}"], **(look | light), dashes=(4, 2))
-    if f"val_{what}" not in table:
-        return
-    axes.plot(table["epoch"], table[f"val_{what}"], **look)
+    epochs, val = table["epoch"], table[f"val_{what}"]
     if style is None:
+        axes.plot(epochs, val, color=colours.muted, alpha=0.2, linewidth=0.8, zorder=1)
         return
+    colour, marker = colours.lines[style], MARKERS[style]
+    look: dict[str, Any] = {
+        "color": colour, "marker": marker, "markeredgewidth": 0, "zorder": 3,
+        "markevery": max(1, len(table) // 8),
+    }  # fmt: skip
+    axes.plot(epochs, table[f"train_{what}"], **look, linewidth=1, markersize=2.5, dashes=(4, 2))
+    axes.plot(epochs, val, **look, linewidth=1.6, markersize=3.5)
     best = record.info.get("best_epoch") if record.is_completed else None
     at = int(best or len(table)) - 1
     axes.plot(
-        table["epoch"].iloc[at], table[f"val_{what}"].iloc[at], linestyle="none", zorder=4,
-        marker=MARKERS[style] if best else "x", markersize=9 if best else 8,
-        color=colours.lines[style], markeredgecolor=colours.ink if best else colours.lines[style],
-        markeredgewidth=1.1 if best else 2,
+        epochs.iloc[at], val.iloc[at], linestyle="none", zorder=4, color=colour,
+        marker=marker if best else "x", markersize=9 if best else 8,
+        markeredgecolor=colours.ink if best else colour, markeredgewidth=1.1 if best else 2,
     )  # fmt: skip
 
 
@@ -179,15 +177,16 @@ def _confusion_figure(predictions: Predictions, colours: Colours) -> "Figure":
     counts = confusion(predictions)
     num_classes = len(counts)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = min(1.5 + (0.95 if num_classes <= 4 else 0.52) * num_classes, 8.0)
-    figure, axes = _figure(max(side, 3.2) + 0.4, max(side, 3.2))
+    side, size = (4.2, 9) if num_classes <= SAID else (5.2, 6.5)
+    figure, axes = _figure(side, side)
     _cells(axes, shares, colours)
-    names = [_plain(name, 18 if num_classes <= SAID else 12) for name in predictions.classes]
-    step = -(-num_classes // 25)
-    is_wide = num_classes > 4 or max(map(len, names)) > 9
-    ticks = range(0, num_classes, step)
-    axes.set_xticks(list(ticks), [names[i] for i in ticks], rotation=90 if is_wide else 0)
-    axes.set_yticks(list(ticks), [names[i] for i in ticks])
+    names = [_plain(name, 16) for name in predictions.classes]
+    ticks = list(range(0, num_classes, -(-num_classes // COUNTED)))
+    # Points that a name takes, against those of a cell.
+    is_wide = max(map(len, names)) * 0.62 * size > 0.7 * side * 72 / len(ticks)
+    shown = [names[i] for i in ticks]
+    axes.set_xticks(ticks, shown, rotation=90 if is_wide else 0, fontsize=size)
+    axes.set_yticks(ticks, shown, fontsize=size)
     axes.set_xlabel("predicted")
     axes.set_ylabel("label")
     if num_classes <= COUNTED:
@@ -215,7 +214,7 @@ def _cells(axes: "Axes", shares: Any, colours: Colours) -> None:
 
 def _counts(axes: "Axes", counts: Any, shares: Any, colours: Colours) -> None:
     num_classes = len(counts)
-    size = 11 if num_classes <= 4 else 8 if num_classes <= SAID else 6
+    size = 11 if num_classes <= 4 else 6.5 if num_classes <= SAID else 5.5
     for (row, column), value in np.ndenumerate(counts):
         if not value and num_classes > 4:
             continue
@@ -308,4 +307,8 @@ def _png(figure: "Figure", path: Path) -> None:
 def _plain(text: str, length: int) -> str:
     """A name on one short line, without control characters."""
     line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-    return line if len(line) <= length else f"{line[: length - 1]}\N{HORIZONTAL ELLIPSIS}"
+    if len(line) <= length:
+        return line
+    # The end often tells names apart that begin alike.
+    half = length // 2
+    return f"{line[: length - half - 1]}\N{HORIZONTAL ELLIPSIS}{line[-half:]}"

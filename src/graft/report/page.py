@@ -1,9 +1,12 @@
 """`report.html`: one file that needs nothing else. All that it says is handed over here."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from markupsafe import Markup, escape
 
 from graft.errors import RecordError
 from graft.record import Record
@@ -34,7 +37,7 @@ def page(sweep: Sweep, rows: Sequence[Mapping[str, object]]) -> str:
     environment.filters |= {
         "number": words.number, "signed": words.signed, "count": words.count,
         "seconds": words.seconds, "p_value": words.p_value, "verdict": words.verdict,
-        "difference": words.difference,
+        "difference": words.difference, "breakable": _breakable,
     }  # fmt: skip
     return environment.get_template(TEMPLATE).render(**_context(sweep, rows))
 
@@ -49,11 +52,12 @@ def _context(sweep: Sweep, rows: Sequence[Mapping[str, object]]) -> dict[str, An
     styles = comparison.chosen_styles(drawn, order)
     names = words.Labels(sweep)
     lines = comparison.lines(sweep, rows, order, styles)
+    seeds = comparison.over_seeds(sweep, rows)
     return {
         "sweep": sweep,
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "tally": words.tally(sweep),
-        "answer": words.answer(sweep),
+        "answer": _answer(sweep, order, seeds),
         "problem": why_not_comparable(done),
         "clear": CLEAR,
         "facts": overview.facts(sweep.records),
@@ -66,7 +70,7 @@ def _context(sweep: Sweep, rows: Sequence[Mapping[str, object]]) -> dict[str, An
         "legend": [(style, names.named(name)) for name, style in styles.items()],
         "num_grey": len(drawn) - len(styles),
         "grid": comparison.grid(sweep, rows, order[0].name if order else None),
-        "seeds": comparison.over_seeds(sweep, rows),
+        "seeds": seeds,
         "against": comparison.against_winner(order, names),
         "on_test": comparison.runner_up_on_test(order),
         "winner": _winner(order[0], names.of(order[0])) if order else None,
@@ -74,6 +78,36 @@ def _context(sweep: Sweep, rows: Sequence[Mapping[str, object]]) -> dict[str, An
         "num_environments": overview.num_environments(sweep.records),
         "is_emoji": overview.is_emoji(sweep.records),
     }
+
+
+def _answer(
+    sweep: Sweep, order: Sequence[Record], seeds: Sequence[comparison.Choice]
+) -> words.Answer:
+    """The answer, with what only the whole page knows."""
+    answer = words.answer(sweep)
+    details = list(answer.details)
+    if len(seeds) > 1:
+        best = seeds[0]
+        details.insert(
+            0,
+            f"By the mean over seeds the best choice is {best.label}: validation accuracy "
+            f"{best.val.mean:.3f} ({best.val.low:.3f} to {best.val.high:.3f}, "
+            f"{best.val.count} seeds).",
+        )
+    total = len(order[0].predictions.of("test").labels) if order else 0
+    num_groups = overview.groups(order[0], "test") if order else None
+    if num_groups and num_groups < total:
+        details.append(
+            f"The {total:,} test examples come from {num_groups:,} groups. Intervals and p take "
+            "examples as independent: where those of a group are alike, they promise too much."
+        )
+    return replace(answer, details=tuple(details))
+
+
+def _breakable(text: str) -> Markup:
+    """A key that may be broken after its dots and underscores."""
+    safe = str(escape(text))
+    return Markup(safe.replace(".", ".<wbr>").replace("_", "_<wbr>"))
 
 
 def _shown(order: Sequence[Record], records: Sequence[Record]) -> Record:

@@ -16,11 +16,19 @@ MINUS, NOTHING = "\N{MINUS SIGN}", "\N{EN DASH}"
 
 @dataclass(frozen=True)
 class Answer:
-    """What the sweep says, first in one sentence: `lead` (a run's name, or nothing), `claim`."""
+    """What the sweep says, first in one sentence.
+
+    Attributes:
+        lead: how the sentence begins, the winner's label; nothing without one.
+        claim: how it goes on.
+        details: further sentences.
+        run: the winner's folder; nothing without one.
+    """
 
     lead: str
     claim: str
     details: tuple[str, ...] = ()
+    run: str = ""
 
     def __str__(self) -> str:
         return f"{self.lead} {self.claim}".strip()
@@ -41,7 +49,7 @@ def answer(sweep: Sweep) -> Answer:
     if others:
         details.append(f"Not every run completed: {tally(sweep)}.")
     verb = "wins on" if len(order) > 1 else "is the only completed run; on"
-    return Answer(names.of(best), f"{verb} {_claim(best)}.", tuple(details))
+    return Answer(names.of(best), f"{verb} {_claim(best)}.", tuple(details), best.name)
 
 
 class Labels:
@@ -167,9 +175,9 @@ def _tied(best: Record, order: Sequence[Record], names: Labels) -> list[str]:
     tied = [r for r in order[1:] if selection(r) == selection(best)]
     if not tied or best.info["metric"] == "val_loss":
         return []
-    by = "lower validation loss" if val_loss(best) < val_loss(tied[0]) else "the order asked"
+    by = "the lower validation loss" if val_loss(best) < val_loss(tied[0]) else "the order asked"
     shown = "; ".join(names.of(run) for run in tied[:3]) + ("; ..." if len(tied) > 3 else "")
-    return [f"{best.info['metric']} is the same for {shown}: {by} decided."]
+    return [f"{best.info['metric']} is the same for {shown}; {by} decided."]
 
 
 def _baseline(best: Record) -> list[str]:

@@ -1,0 +1,250 @@
+import html
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import binomtest
+
+from graft.metrics import scores
+from graft.record import EXAMPLES, PREDICTIONS, REPORT, read_runs
+from graft.report.__main__ import write_report
+from graft.report.intervals import wilson_interval
+
+
+def _page(path: Path) -> str:
+    write_report(path)
+    return (path / REPORT).read_text(encoding="utf-8")
+
+
+class _Cells(HTMLParser):
+    """Texts of the cells with `data-column`, by the `data-run` or `data-class` of their row."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: dict[str, dict[str, str]] = {}
+        self._row = self._column = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if tag == "tr":
+            self._row = given.get("data-run") or given.get("data-class") or ""
+        if tag == "td":
+            self._column = given.get("data-column") or ""
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "td":
+            self._column = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._row and self._column:
+            row = self.found.setdefault(self._row, {})
+            row[self._column] = f"{row.get(self._column, '')} {data.strip()}".strip()
+
+
+def _text(page: str) -> str:
+    body = re.sub(r"<(style|svg).*?</\1>", " ", page, flags=re.DOTALL)
+    return html.unescape(" ".join(re.sub(r"<[^>]+>", " ", body).split()))
+
+
+def _shares(correct: int, total: int) -> str:
+    low, high = wilson_interval(correct, total)
+    return f"{correct / total:.3f} {low:.2f} to {high:.2f}"
+
+
+# --- the numbers ----------------------------------------------------------------------------
+
+
+def test_every_figure_of_the_table_follows_from_the_stored_predictions(binary: Any) -> None:
+    cells = _Cells(_page(binary.path)).found
+    for run in binary.asked[:3]:
+        path = binary.path / run["run"]
+        table = pd.read_parquet(path / PREDICTIONS)
+        is_right = (table["score"] >= 0.5).astype(int) == table["label"]
+        for split in ("val", "test"):
+            kept = is_right[table["split"] == split]
+            shown = cells[run["run"]][f"{split}_accuracy"]
+            assert shown == _shares(int(kept.sum()), len(kept))
+        epochs = pd.read_csv(path / "metrics.csv")
+        assert cells[run["run"]]["train_accuracy"] == f"{epochs['train_accuracy'].iloc[2]:.3f}"
+        assert cells[run["run"]]["best_epoch"] == "3 of 4"
+
+
+def test_figures_of_many_classes_follow_from_the_stored_predictions(digits: Any) -> None:
+    cells = _Cells(_page(digits.path)).found
+    table = pd.read_parquet(digits.path / "strategy=fine_tune" / PREDICTIONS)
+    table = table[table["split"] == "test"]
+    guess = table[list("0123456789")].idxmax(axis=1)
+    for name in "0123456789":
+        found, called = table["label"] == name, guess == name
+        both = int((found & called).sum())
+        assert cells[name]["n"] == str(found.sum())
+        assert cells[name]["recall"] == _shares(both, int(found.sum()))
+        assert cells[name]["precision"] == _shares(both, int(called.sum()))
+
+
+def test_the_head_line_names_the_winner_and_its_accuracies(binary: Any) -> None:
+    best = read_runs(binary.path)[2].predictions
+    val, test = (scores(best.of(split))["accuracy"] for split in ("val", "test"))
+    text = _text(_page(binary.path))
+    assert f"fine_tune, lr=1e-3 wins on validation: accuracy {val:.3f} (" in text
+    assert f"; test {test:.3f} (" in text
+
+
+@pytest.mark.parametrize("skills", [(0.9, 0.89), (0.0, 2.0)])
+def test_the_words_on_the_runner_up_follow_the_numbers(
+    maker: Any, tmp_path: Path, skills: tuple[float, float]
+) -> None:
+    made = maker(tmp_path / "s")
+    made.run({"strategy": "head_only"}, skills[0])
+    made.run({"strategy": "full"}, skills[1])
+    right = [r.predictions.predicted == r.predictions.labels for r in read_runs(made.path)]
+    on_test = made.splits == "test"
+    alone = [int((a & ~b)[on_test].sum()) for a, b in (right, right[::-1])]
+    p = binomtest(alone[0], sum(alone)).pvalue
+    shown = "p < 0.001" if p < 0.001 else f"p = {p:.2f}"
+    word = "clear" if p < 0.05 else "not distinguishable"
+    assert f"on 60 test examples, McNemar {shown}: {word}." in _text(_page(made.path))
+
+
+def test_a_winner_no_better_than_the_most_frequent_class_is_called_so(
+    maker: Any, tmp_path: Path
+) -> None:
+    made = maker(tmp_path / "s")
+    made.run({"strategy": "head_only"}, scores=np.full(120, 0.1))
+    assert "the winner is not distinguishable from that" in _text(_page(made.path))
+
+
+def test_seeds_are_shown_by_their_mean_lowest_and_highest(maker: Any, tmp_path: Path) -> None:
+    made = maker(tmp_path / "s")
+    for seed, skill in enumerate((0.5, 0.7, 0.9)):
+        made.run({"strategy": "full", "seed": str(seed)}, skill)
+        made.run({"strategy": "head_only", "seed": str(seed)}, skill / 5)
+    of_full = [r for r in read_runs(made.path) if "full" in r.name]
+    values = [scores(r.predictions.of("val"))["accuracy"] for r in of_full]
+    mean, low, high = np.mean(values), min(values), max(values)
+    text = _text(_page(made.path))
+    assert f"full 3 {mean:.3f} {low:.3f} to {high:.3f}" in text
+    assert f"best choice is full: validation accuracy {mean:.3f}" in text
+
+
+def test_slices_have_accuracy_and_count_for_each_value(binary: Any) -> None:
+    record = read_runs(binary.path)[2]
+    test = record.predictions.of("test")
+    tones = record.examples.set_index("id").loc[list(test.ids), "skin_tone"].to_numpy()
+    is_right = (test.predicted == test.labels)[tones == "dark"]
+    assert f"dark {len(is_right)} {_shares(int(is_right.sum()), len(is_right))}" in _text(
+        _page(binary.path)
+    )
+
+
+# --- what became of the runs ----------------------------------------------------------------
+
+
+def test_runs_without_a_result_say_why(binary: Any) -> None:
+    text = _text(_page(binary.path))
+    assert "train_loss became nan in epoch 3 at optimizer.lr=1e+30." in text
+    assert "OSError: No space left on device" in text
+    assert "3 completed, 1 diverged, 1 failed" in text
+
+
+def test_a_sweep_without_a_completed_run_has_a_page(maker: Any, tmp_path: Path) -> None:
+    made = maker(tmp_path / "s")
+    made.run({"strategy": "full"}, status="failed", reason="out of memory")
+    made.ask({"strategy": "head_only"})
+    text = _text(_page(made.path))
+    assert "No run completed: 1 failed, 1 skipped." in text
+    assert "out of memory" in text
+
+
+def test_one_run_alone_has_a_page(maker: Any, tmp_path: Path) -> None:
+    made = maker(tmp_path / "s")
+    made.run({})
+    assert "is the only completed run; on validation: accuracy" in _text(_page(made.path))
+
+
+def test_runs_that_cannot_be_compared_stand_side_by_side(maker: Any, tmp_path: Path) -> None:
+    made = maker(tmp_path / "s")
+    made.run({"dataset.target": "Male"})
+    other = maker(made.path, ("cat", "dog", "bird"), seed=3)
+    other.asked = made.asked
+    other.run({"dataset.target": "animal"})
+    page = _page(made.path)
+    assert "cannot be ranked: they tell different classes apart" in _text(page)
+    assert set(_Cells(page).found) >= {"dataset.target=Male", "dataset.target=animal"}
+    assert "pill good" not in page.partition("</style>")[2]
+
+
+def test_the_table_of_examples_may_be_missing(binary: Any) -> None:
+    for path in binary.path.glob(f"*/{EXAMPLES}"):
+        path.unlink()
+    assert "Its worst mistakes" in _page(binary.path)
+
+
+def test_a_test_split_without_examples_is_not_needed(maker: Any, tmp_path: Path) -> None:
+    made = maker(tmp_path / "s")
+    made.splits[:] = "val"
+    made.run({"strategy": "full"})
+    made.run({"strategy": "head_only"}, 0.2)
+    assert "On 120 validation examples" in _text(_page(made.path))
+
+
+# --- the file -------------------------------------------------------------------------------
+
+
+def test_mistakes_are_pictures_in_the_page_and_missing_ones_are_said(binary: Any) -> None:
+    record = read_runs(binary.path)[2]
+    test = record.predictions.of("test")
+    wrong = [str(i) for i in test.ids[test.predicted != test.labels]]
+    binary.draw(wrong[:-1])
+    page = _page(binary.path)
+    assert page.count('src="data:image/jpeg;base64,') == len(wrong) - 1
+    assert page.count("<small>no picture</small>") == 1
+
+
+def test_the_page_asks_for_nothing_outside_itself(binary: Any) -> None:
+    page = _page(binary.path)
+    assert "<script" not in page
+    assert "default-src 'none'" in page
+    places = re.findall(r'(?:src|href|url)\s*[=(]\s*["\']?([^"\')\s>]+)', page)
+    assert {p.partition(":")[0] if ":" in p else p[0] for p in places} <= {"data", "#"}
+
+
+def test_hostile_names_are_text(maker: Any, tmp_path: Path) -> None:
+    names = (
+        "<script>alert(1)</script>",
+        '"><img src=x onerror=alert(2)>',
+        "$\\frac{x}$ & {{ 7*7 }}",
+    )
+    made = maker(tmp_path / "a<b>&amp;", names)
+    made.ids[:] = [f"<svg onload=alert({i})>.png" for i in range(len(made.ids))]
+    hostile = "<iframe src=evil>"
+    columns = {hostile: [f"<u>{i % 2}" for i in range(len(made.ids))]}
+    made.run({"strategy": hostile}, 0.5, columns=columns)
+    made.run({"strategy": "full"}, status="failed", reason="<script>alert(3)</script>")
+    page = _page(made.path)
+    for tag in ("<script", "<iframe", "<img src=x", "<svg onload", "<u>"):
+        assert tag not in page
+    text = _text(page)
+    for name in (*names, "a<b>&amp;", "<svg onload=alert(", "<u>1"):
+        assert name in text
+
+
+def test_many_runs_and_many_classes_are_capped(maker: Any, tmp_path: Path) -> None:
+    made = maker(tmp_path / "s", tuple(f"class number {i}" for i in range(100)), (200, 200))
+    for seed in range(12):
+        made.run({"optimizer.lr": f"{seed + 1}e-5"}, 1 + seed / 30)
+    page = _page(made.path)
+    legend = page[page.index('<ul class="legend">') :].partition("</ul>")[0]
+    assert legend.count("<li>") == 9
+    assert "4 more runs" in legend
+    assert "The 8 classes of 100 with the smallest area." in page
+    assert len(page) < 1_000_000
+
+
+def test_the_demo_credits_its_drawings(binary: Any) -> None:
+    assert "CC BY-SA 4.0" in _page(binary.path)
