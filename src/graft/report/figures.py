@@ -118,6 +118,8 @@ def _curves_figure(
         _line(axes, record, what, styles.get(record.name), colours)
     _epochs(axes, max(len(record.epochs) for record in records))
     _values(axes, records, what)
+    if colours is PAPER:  # the page says it beside the figure
+        axes.set_title("solid: validation, dashed: training", fontsize=8, loc="left")
     return figure
 
 
@@ -203,6 +205,10 @@ def _cells(axes: "Axes", shares: Any, colours: Colours) -> None:
             Rectangle((column - 0.5, row - 0.5), 1, 1, linewidth=0, facecolor=colours.accent,
                       alpha=float(round(0.06 + 0.94 * shares[row, column], 3)))
         )  # fmt: skip
+    if num_classes <= COUNTED:
+        for edge in np.arange(0.5, num_classes - 1):
+            axes.axhline(edge, color=colours.grid, linewidth=0.6)
+            axes.axvline(edge, color=colours.grid, linewidth=0.6)
     axes.set_xlim(-0.5, num_classes - 0.5)
     axes.set_ylim(num_classes - 0.5, -0.5)
     axes.set_aspect("equal")
