@@ -4,14 +4,17 @@ The record folders are the truth and MLflow gets a copy. Nothing here raises or 
 waiting: an outage costs one warning, and what could not be sent is sent at the end of the run, of
 the sweep, or by `python -m graft.tracking outputs/<sweep>`.
 
+    places.py   tracking URIs, whether something answers there
     client.py   calls to MLflow, in plain types: the one place that imports it
     line.py     one background thread that makes those calls
     letter.py   what one run has for MLflow, kept as a file beside the runs
+    upload.py   what is written to MLflow, and what is there already
     view.py     the prepared view of MLflow's UI
-    sweep.py    the sweep, its runs, and sending again
+    run.py      one run;  sweep.py  the sweep of it, and sending again
 """
 
-from graft.tracking.client import default_uri
-from graft.tracking.sweep import Off, OffRun, RunTracking, SweepTracking, sync
+from graft.tracking.places import default_uri
+from graft.tracking.run import OffRun, RunTracking
+from graft.tracking.sweep import Off, SweepTracking, sync
 
 __all__ = ["Off", "OffRun", "RunTracking", "SweepTracking", "default_uri", "sync"]

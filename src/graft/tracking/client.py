@@ -3,41 +3,34 @@
 Everything here may raise and may block; `line.py` makes both harmless.
 """
 
-import fcntl
-import importlib.util
+import getpass
 import logging
 import os
-import socket
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
+
+from graft.tracking.places import sqlite_path
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import Run as Run
 
 # A dead server otherwise holds a client for four minutes, once a call.
 _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    # A busy server may ask for an hour; line.py has its own pause.
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
 }
-PROBE_S = 2.0
-_LOCK_S = 60.0
 # MLflow takes 1000 metrics, 100 parameters and 100 tags a call.
 _BATCH_METRICS, _BATCH_OTHERS = 1000, 100
-_DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
-
-
-class Away(Exception):
-    """The store does not answer now; it may later."""
 
 
 class Point(NamedTuple):
@@ -49,111 +42,8 @@ class Point(NamedTuple):
     step: int
 
 
-# --- where ----------------------------------------------------------------------------------
-
-
-def default_uri(output_dir: Path) -> str:
-    """SQLite in the output folder, as an absolute URI: jobs may run in other folders."""
-    return f"sqlite:///{output_dir.resolve() / 'mlflow.db'}"
-
-
-def resolve_uri(uri: str | None, output_dir: Path) -> str:
-    """What `tracking.uri` means: absolute, and with a database driver that is installed."""
-    if uri is None:
-        return default_uri(output_dir)
-    if (path := sqlite_path(uri)) is not None:
-        return f"sqlite:///{path.expanduser().resolve()}"
-    # SQLAlchemy 2.1 takes the plain name for psycopg 3; many have its predecessor.
-    if uri.startswith(("postgresql://", "postgres://")) and not importlib.util.find_spec("psycopg"):
-        return "postgresql+psycopg2" + uri[uri.index("://") :]
-    return uri
-
-
-def sqlite_path(uri: str) -> Path | None:
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
-
-
-def mask(uri: str) -> str:
-    """`uri` with a password replaced by ***, for logs and files."""
-    parts = urlsplit(uri)
-    if parts.password is None:
-        return uri
-    user, _, host = parts.netloc.rpartition("@")
-    return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}:***@{host}"))
-
-
-def secret(uri: str) -> str | None:
-    """The password in a URI, as it is spelled there."""
-    return urlsplit(uri).password or None
-
-
-def web_address(uri: str) -> str:
-    """Where the UI is: the server itself, or the one that the user starts for a database."""
-    if not uri.startswith("http"):
-        return "http://127.0.0.1:5000"
-    parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])).rstrip("/")
-
-
-# --- connecting -----------------------------------------------------------------------------
-
-
-def check_reachable(uri: str) -> None:
-    """Raise Away where nothing answers within PROBE_S; no MLflow is imported for that."""
-    parts = urlsplit(uri)
-    if parts.scheme in ("http", "https"):
-        _check_http(web_address(uri))
-    elif parts.hostname:
-        port = parts.port or _DEFAULT_PORTS.get(parts.scheme.partition("+")[0])
-        if port is not None:
-            _check_socket(parts.hostname, port)
-
-
-def _check_http(address: str) -> None:
-    try:
-        urllib.request.urlopen(f"{address}/health", timeout=PROBE_S).close()
-    except urllib.error.HTTPError as error:
-        error.close()  # it speaks: what it says is heard by the first real call
-    except urllib.error.URLError as error:
-        raise Away(_words(error.reason)) from error
-    except (OSError, ValueError) as error:
-        raise Away(_words(error)) from error
-    except Exception as error:  # http.client's errors for what is no HTTP
-        raise Away(f"it does not speak HTTP: {_words(error)}") from error
-
-
-def _check_socket(host: str, port: int) -> None:
-    try:
-        socket.create_connection((host, port), timeout=PROBE_S).close()
-    except OSError as error:
-        raise Away(_words(error)) from error
-
-
-def _words(error: object) -> str:
-    if isinstance(error, TimeoutError):
-        return f"no answer within {PROBE_S:g} s"
-    return str(error) or repr(error)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock between processes; the first use of an empty database is not safe in parallel.
-
-    Raises:
-        Away: another process held it for a minute.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + _LOCK_S
-    with path.open("a") as stream:
-        while True:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise Away(f"{path} is locked by another process") from None
-                time.sleep(0.05)
-        yield
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def is_refusal(error: BaseException) -> bool:
@@ -231,12 +121,19 @@ class Store:
 
     def create(self, experiment: str, name: str, start_ms: int, tags: Mapping[str, str]) -> str:
         made = self._client.create_run(
-            experiment, start_time=start_ms, run_name=name, tags=dict(tags)
+            experiment, start_time=start_ms, run_name=name, tags={"mlflow.user": _user(), **tags}
         )
         return str(made.info.run_id)
 
-    def reopen(self, run: str, name: str) -> None:
-        self._client.update_run(run, status="RUNNING", name=name)
+    def reopen(self, run: str) -> None:
+        self._client.update_run(run, status="RUNNING")
+
+    def rename(self, run: str, name: str) -> None:
+        self._client.update_run(run, name=name)
+
+    def untag(self, run: str, keys: Sequence[str]) -> None:
+        for key in keys:
+            self._client.delete_tag(run, key)
 
     def end(self, run: str, status: str, end_ms: int) -> None:
         """`status`: FINISHED, FAILED or KILLED."""
@@ -331,14 +228,8 @@ def _patience(size_bytes: int) -> Iterator[None]:
             os.environ[name] = before
 
 
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-def describe(error: BaseException, hidden: str | None) -> str:
-    """One line for a warning, without the password."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else repr(error)
-    if hidden:
-        text = text.replace(hidden, "***").replace(unquote(hidden), "***")
-    return text if len(text) <= 300 else f"{text[:300]}..."
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        return "unknown"

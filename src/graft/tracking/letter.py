@@ -21,6 +21,9 @@ from graft.tracking.client import Point, now_ms
 
 FOLDER = ".tracking"
 
+# Okabe and Ito's palette without yellow: told apart with any kind of colour vision.
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+
 # MLflow's limits are 250 for names, 6000 for parameters, 8000 for tags.
 _MAX_NAME, MAX_PARAM, MAX_TAG = 250, 6000, 8000
 
@@ -39,7 +42,7 @@ _SETTINGS = (
     "dataset.target", "model.weights", "strategy.depth", "optimizer.lr", "optimizer.weight_decay",
     "sampling", "seed", "epochs", "batch_size", "image_size", "precision", "metric",
 )  # fmt: skip
-_COMPARED = ("val/a", "val/l")  # accuracy and loss: they tell whether two runs are the same
+_COMPARED = ("train/loss", "val/loss", "val/accuracy")
 _GROUPS = ("dataset", "strategy", "optimizer", "schedule", "loss", "augmentation")
 
 
@@ -67,6 +70,11 @@ class Letter:
     def key(self) -> str:
         return key_of(self.choices)
 
+    @property
+    def is_killed(self) -> bool:
+        """Whether it is over and did not say how."""
+        return self.status == "running" and self.end_ms is not None
+
     def with_row(self, row: Mapping[str, float], time_ms: int) -> "Letter":
         """One more epoch. The same numbers again (a run that resumed) keep their first time.
 
@@ -83,8 +91,7 @@ class Letter:
         known = next((old for old in self.rows if old["step"] == step), None)
         if known is None:
             return dataclasses.replace(self, rows=(*self.rows, entry))
-        # Timings differ between equal runs.
-        if all(known["values"].get(k) == v for k, v in values.items() if k[:5] in _COMPARED):
+        if _is_same(known["values"], values):
             return self
         kept = tuple(old for old in self.rows if old["step"] < step)
         return dataclasses.replace(self, rows=(*kept, entry), attempt=self.attempt + 1)
@@ -120,9 +127,11 @@ class Letter:
             "run.key": self.key,
             "attempt": str(self.attempt),
             "job.num": str(self.number),
-            "status": self.status,
+            "status": "killed" if self.is_killed else self.status,
             "mlflow.source.name": "graft",
             "mlflow.source.type": "LOCAL",
+            # The UI's own choice, from the run's id, may give two runs of four one colour.
+            "mlflow.runColor": _COLORS[self.number % len(_COLORS)],
         }
         if self.folder:
             known["folder"] = shorten(self.folder, MAX_TAG)
@@ -240,6 +249,12 @@ def is_finite(value: object) -> bool:
     return isinstance(value, Real) and math.isfinite(value)
 
 
+def _is_same(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    """Whether two rows are of the same run; timings may differ, and a CSV rounds the last digit."""
+    shared = [key for key in _COMPARED if key in one and key in other]
+    return all(math.isclose(one[key], other[key], rel_tol=1e-9) for key in shared)
+
+
 def finite(values: Mapping[str, float]) -> dict[str, float]:
     return {name_of(key): float(value) for key, value in values.items() if is_finite(value)}
 
@@ -253,8 +268,19 @@ def ended(letter: Letter, status: str, reason: str | None, scores: Mapping[str, 
     )
 
 
+def renumbered(letter: Letter, number: int) -> Letter:
+    """The same letter under the number that its run has now."""
+    if letter.number == number:
+        return letter
+    title = re.sub(r"^\d+ ", f"{number:02d} ", letter.title)
+    return dataclasses.replace(letter, number=number, title=title)
+
+
 def digest(letter: Letter, files: Sequence[Path]) -> str:
     """What a whole upload consists of: equal digests, nothing to send."""
     sizes = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-    text = json.dumps([dataclasses.asdict(letter), sizes], sort_keys=True)
+    content = dataclasses.asdict(letter)
+    # A sweep with one more value numbers its runs anew.
+    content.pop("number"), content.pop("title")
+    text = json.dumps([content, sizes], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

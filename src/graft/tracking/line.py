@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from graft.tracking import client
+from graft.tracking import client, places
 from graft.tracking.client import Store
 
 log = logging.getLogger("graft")
 
 # After a failure the store is left alone for so long, unless someone insists.
 PAUSE_S = 5.0
+AGAIN_S = 2.0
 
 
 class Line:
@@ -57,7 +58,8 @@ class Line:
         self._jobs.put(job)
         if not job.done.wait(wait_s):
             self._late = job
-            self.say("late", f"MLflow at {client.mask(self.uri)} is slow; not waiting for it.")
+            where = places.mask(self.uri)
+            self.say("late", f"MLflow at {where} took over {wait_s:.0f} s. {self._hint}")
         return job.succeeded
 
     def wait(self, wait_s: float) -> None:
@@ -79,25 +81,34 @@ class Line:
                 self._do(job)
             except Exception as error:
                 self._fail(error)
-            finally:
-                job.done.set()
+                if self._is_worth_another(job, error):
+                    self._jobs.put(job)
+                    time.sleep(AGAIN_S)
+                    continue
+            job.done.set()
+
+    def _is_worth_another(self, job: "_Job", error: Exception) -> bool:
+        """An urgent job is tried twice where the server is there and stumbled (500, 429)."""
+        is_first, job.is_retried = not job.is_retried, True
+        is_stumble = not (isinstance(error, places.Away) or client.is_rejection(error))
+        return job.is_urgent and is_first and is_stumble and not self._is_refused
 
     def _do(self, job: "_Job") -> None:
         is_pausing = time.monotonic() < self._retry_at and not job.is_urgent
         if self._is_refused or is_pausing:
             return
         if self._store is None or self._is_away:
-            client.check_reachable(self.uri)
+            places.check_reachable(self.uri)
         if self._store is None:
-            with client.locked(self.lock):
+            with places.locked(self.lock):
                 self._store = Store(self.uri)
         job.work(self._store)
         self._is_away = False
         job.succeeded = True
 
     def _fail(self, error: Exception) -> None:
-        why = client.describe(error, client.secret(self.uri))
-        place = client.mask(self.uri)
+        why = places.describe(error, self.uri)
+        place = places.mask(self.uri)
         if client.is_refusal(error):
             self._is_refused = True
             self.say("refused", f"MLflow at {place} refuses us ({why}). {self._hint}")
@@ -106,12 +117,14 @@ class Line:
         else:
             self._is_away = True
             self._retry_at = time.monotonic() + PAUSE_S
-            self.say("away", f"MLflow at {place} is away ({why}). {self._hint}")
+            verb = "cannot be reached" if isinstance(error, places.Away) else "failed"
+            self.say("away", f"MLflow at {place} {verb} ({why}). {self._hint}")
 
 
 class _Job:
     def __init__(self, work: Callable[[Store], object], is_urgent: bool) -> None:
         self.work = work
         self.is_urgent = is_urgent
+        self.is_retried = False
         self.done = threading.Event()
         self.succeeded = False

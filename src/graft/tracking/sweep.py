@@ -1,46 +1,25 @@
-"""A sweep and its runs in MLflow: opened, followed, ended, sent again."""
+"""A sweep in MLflow: opened, ended, sent again."""
 
 import dataclasses
 import functools
-import logging
 import shlex
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
 
 from graft.config import Tracking
 from graft.record import SWEEP, Record, read_json, read_runs, write_json
-from graft.tracking import client, letter, upload, view
+from graft.tracking import letter, places, upload, view
 from graft.tracking.client import Store, now_ms
 from graft.tracking.letter import Letter
 from graft.tracking.line import Line
-
-log = logging.getLogger("graft")
+from graft.tracking.run import FINISH_S, OffRun, RunTracking, harmless, upload_s
 
 FILE = "tracking.json"
 OFF = "off"
 
-# How long a sweep's start waits for MLflow, and the end of a run for its upload (plus 2 MB/s).
-_OPEN_S, _FINISH_S = 4.0, 20.0
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-def _harmless(method: Callable[P, T]) -> Callable[P, T | None]:
-    """What goes wrong in tracking is said, and goes no further."""
-
-    @functools.wraps(method)
-    def call(*args: P.args, **kwargs: P.kwargs) -> T | None:
-        try:
-            return method(*args, **kwargs)
-        except Exception as error:
-            log.warning("Tracking: %s failed (%s).", method.__name__, error)
-            log.debug("Its traceback:", exc_info=True)
-            return None
-
-    return call
+# How long the start of a sweep waits for MLflow.
+_OPEN_S = 4.0
 
 
 class SweepTracking:
@@ -80,9 +59,10 @@ class SweepTracking:
 
     def run(self, number: int, title: str, choices: Mapping[str, str]) -> "RunTracking":
         """The child of one run: a new one, or the one it had."""
-        return RunTracking(self, number, title, choices)
+        first = Letter(number, title, dict(choices), now_ms())
+        return RunTracking(self.folder, self.info, self._line, self.parent, first)
 
-    @_harmless
+    @harmless
     def finish(
         self, records: Sequence[Record], report: Path | None, results: Path | None
     ) -> str | None:
@@ -93,7 +73,7 @@ class SweepTracking:
         found = [path for path in (report, results) if path is not None and path.is_file()]
         letters = self._letters(records)
         sent = [path for record in records for path in upload.files(record)]
-        wait_s = _FINISH_S + 2 * len(letters) + _seconds(sent + found)
+        wait_s = FINISH_S + 2 * len(letters) + upload_s(sent + found)
         job = functools.partial(self._finish, letters=letters, results=found)
         return self.link if self._line.ask(job, wait_s) else None
 
@@ -102,27 +82,29 @@ class SweepTracking:
         """Opens the prepared view, once there is a parent run."""
         if self._parent is None:
             return None
-        address = client.web_address(self._line.uri)
+        address = places.web_address(self._line.uri)
         return view.link(address, self._parent.experiment, self.info.id)
 
     def ui_lines(self) -> list[str]:
         """Lines to print at the end: what starts the UI, and the link to the prepared view."""
+        if self.link is None:
+            return [f"was not reached; send it later with: {_sync_command(self.folder)}"]
         lines = []
         if not self._line.uri.startswith("http"):
             # Without the second setting and with the default of 4 workers it takes 3 GB.
-            uri = shlex.quote(client.mask(self._line.uri))
+            uri = shlex.quote(places.mask(self._line.uri))
             lines.append(
                 "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false "
                 f"mlflow ui --workers 1 --port 5000 --backend-store-uri {uri}"
             )
-        return [*lines, self.link or _sync_command(self.folder)]
+        return [*lines, self.link]
 
     def parent(self, store: Store) -> upload.Parent:
         """Ids of the parent run; found or made when first needed. In the line's thread only."""
         if self._parent is None:
-            with client.locked(self._line.lock):
+            with places.locked(self._line.lock):
                 self._parent = upload.open_parent(store, self.info, self._artifacts)
-            with client.locked(self.folder / letter.FOLDER / "lock"):
+            with places.locked(self.folder / letter.FOLDER / "lock"):
                 known = read_json(self.folder / FILE) or {}
                 ids = {
                     "experiment_id": self._parent.experiment,
@@ -155,90 +137,17 @@ class SweepTracking:
         runs = store.find(parent.experiment, {"sweep.id": self.info.id, "role": "run"})
         by_key = {run.data.tags.get("run.key"): run for run in runs}
         for one, record in letters:
-            if not upload.is_complete(by_key.get(one.key), one, record):
-                child = upload.Child()
-                child.finish(store, self.info, parent, one, record, client.secret(self._line.uri))
+            found = by_key.get(one.key)
+            if found is not None and upload.is_complete(found, one, record):
+                upload.rename(store, found, one)
+            else:
+                upload.Child().finish(store, self.info, parent, one, record, self._line.uri)
         upload.close_rest(store, self.info, parent)
         upload.end_parent(store, self.info, parent, _status(self.folder, letters), results)
         try:
             upload.write_view(store, self.info, parent, _metric(letters))
         except Exception as error:
             self._line.say("view", f"MLflow took no prepared view ({error}); the runs are there.")
-
-
-class RunTracking:
-    """One run in MLflow, used by the job that trains it."""
-
-    def __init__(
-        self, sweep: SweepTracking, number: int, title: str, choices: Mapping[str, str]
-    ) -> None:
-        self._sweep, self._line = sweep, sweep._line
-        self._child = upload.Child()
-        self._letter = Letter(number, title, dict(choices), now_ms())
-        self._resume()
-
-    @_harmless
-    def params(self, choices: Mapping[str, str], config: Mapping[str, Any]) -> None:
-        """What the sweep varies, and the settings that matter. The first values stay."""
-        found = {**letter.params_of(choices, config), **self._letter.params}
-        self._letter = dataclasses.replace(self._letter, params=found)
-        self._changed()
-
-    @_harmless
-    def epoch(self, row: Mapping[str, float]) -> None:
-        """`row`: a row of metrics.csv: `epoch` (1-based), `train_loss`, `val_accuracy`, ..."""
-        self._letter = self._letter.with_row(row, now_ms())
-        self._changed()
-
-    @_harmless
-    def finish(
-        self,
-        record: Record | None,
-        status: str,
-        reason: str | None,
-        scores: Mapping[str, float],
-    ) -> None:
-        """End the run: what is missing of its epochs, its scores, its files, its true status.
-
-        Args:
-            record: the run's folder, if it got that far.
-            status: one of `graft.record.STATUSES`.
-            scores: single values such as `best/val_accuracy`, `test/accuracy`, `seconds`.
-        """
-        if record is not None:
-            self._letter = self._letter.with_record(record)
-        self._letter = letter.ended(self._letter, status, reason, scores)
-        self._letter.write(self._sweep.folder)
-        job = functools.partial(self._finish, one=self._letter, record=record)
-        self._line.ask(job, _FINISH_S + _seconds(upload.files(record)))
-
-    @_harmless
-    def _resume(self) -> None:
-        """Go on with the letter of an earlier attempt, if there is one."""
-        known = letter.read_letter(self._sweep.folder, self._letter.key)
-        if known is not None:
-            self._letter = dataclasses.replace(
-                self._letter,
-                start_ms=known.start_ms,
-                params=known.params,
-                rows=known.rows,
-                attempt=known.attempt,
-            )
-        self._changed()
-
-    def _changed(self) -> None:
-        """Keep the letter, and send what is new of it in the background."""
-        one = self._letter
-        self._line.post(lambda store: self._follow(store, one))
-        one.write(self._sweep.folder)
-
-    def _follow(self, store: Store, one: Letter) -> None:
-        self._child.follow(store, self._sweep.info, self._sweep.parent(store), one)
-
-    def _finish(self, store: Store, *, one: Letter, record: Record | None) -> None:
-        parent = self._sweep.parent(store)
-        hidden = client.secret(self._line.uri)
-        self._child.finish(store, self._sweep.info, parent, one, record, hidden)
 
 
 class Off:
@@ -256,25 +165,6 @@ class Off:
 
     def ui_lines(self) -> list[str]:
         return []
-
-
-class OffRun:
-    """A run of a sweep that is not tracked."""
-
-    def params(self, choices: Mapping[str, str], config: Mapping[str, Any]) -> None:
-        pass
-
-    def epoch(self, row: Mapping[str, float]) -> None:
-        pass
-
-    def finish(
-        self,
-        record: Record | None,
-        status: str,
-        reason: str | None,
-        scores: Mapping[str, float],
-    ) -> None:
-        pass
 
 
 def sync(sweep_dir: Path, uri: str | None = None) -> str | None:
@@ -303,7 +193,7 @@ def sync(sweep_dir: Path, uri: str | None = None) -> str | None:
 # --- parts ----------------------------------------------------------------------------------
 
 
-@_harmless
+@harmless
 def _open(
     folder: Path,
     config: Tracking,
@@ -312,22 +202,22 @@ def _open(
     axes: tuple[str, ...],
     output_dir: Path,
 ) -> SweepTracking:
-    uri = client.resolve_uri(config.uri, output_dir)
-    with client.locked(folder / letter.FOLDER / "lock"):
+    uri = places.resolve_uri(config.uri, output_dir)
+    with places.locked(folder / letter.FOLDER / "lock"):
         known = read_json(folder / FILE) or {}
         info = upload.SweepInfo(
-            id=known.get("id") or f"{name}-{uuid.uuid4().hex[:6]}",
+            id=known.get("id") or f"{view.key_of(name)[:80]}-{uuid.uuid4().hex[:6]}",
             name=name,
-            command=command,
+            command=places.without_secret(command, uri),
             axes=axes,
             experiment=config.experiment,
             start_ms=known.get("start_ms") or now_ms(),
         )
-        stored = {**known, **dataclasses.asdict(info), "uri": client.mask(uri)}
+        stored = {**known, **dataclasses.asdict(info), "uri": places.mask(uri)}
         write_json(folder / FILE, stored)
-    database = client.sqlite_path(uri) or output_dir / "mlflow"
+    database = places.sqlite_path(uri) or output_dir / "mlflow"
     lock = database.with_name(f".{database.name}.lock")
-    line = Line(uri, lock, f"Training goes on; send it later with: {_sync_command(folder)}")
+    line = Line(uri, lock, f"What it misses can be sent later: {_sync_command(folder)}")
     sweep = SweepTracking(folder, info, line, database.parent / "mlartifacts")
     line.post(sweep.parent)
     line.wait(_OPEN_S)
@@ -340,7 +230,7 @@ def _closed(folder: Path, record: Record, number: int) -> Letter:
     known = letter.read_letter(folder, letter.key_of(choices))
     status = str(record.info.get("status", "running"))
     if known is not None and known.end_ms is not None and known.status == status:
-        return known
+        return letter.renumbered(known, number)
     one = (known or letter.letter_of(record, number)).with_record(record)
     scores = letter.scores_of(record) if record.is_completed and not one.scores else {}
     one = letter.ended(one, status, record.info.get("reason"), scores)
@@ -371,11 +261,6 @@ def _metric(letters: Sequence[tuple[Letter, Record | None]]) -> str:
     names = [str(record.info["metric"]) for _, record in letters if record and
              record.info.get("metric")]  # fmt: skip
     return names[0] if names else "val_accuracy"
-
-
-def _seconds(paths: Sequence[Path]) -> float:
-    """How long files may take to be sent: 2 MB/s."""
-    return sum(path.stat().st_size for path in paths) / 2_000_000
 
 
 def _sync_command(folder: Path) -> str:

@@ -15,16 +15,16 @@ from graft.record import CHECKPOINT, CONFIG, ENVIRONMENT, EPOCHS, LOG, PREDICTIO
 from graft.tracking import view
 from graft.tracking.client import Store, now_ms
 from graft.tracking.letter import MAX_TAG, MLFLOW_STATUS, Letter, digest, shorten
+from graft.tracking.places import secret, without_secret
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from graft.tracking.client import Run
 
 _FILES = (CONFIG, EPOCHS, PREDICTIONS, CHECKPOINT, ENVIRONMENT, RUN, LOG)
 _TEXT = (".yaml", ".json", ".log")
 
 _EXPERIMENT_NOTE = (
-    "Sweeps of Graft: a parent run per sweep, a child per run. **Views**, above the table, has "
-    "one prepared for each sweep. Report and results are files of the parent run."
+    "A parent run per sweep, a child per run. The menu **Views** has a view of every sweep."
 )
 
 
@@ -60,6 +60,7 @@ def open_parent(store: Store, info: SweepInfo, artifacts: Path) -> Parent:
         )
     run = str(found[0].info.run_id)
     store.log(run, tags=note)
+    store.reopen(run)
     return Parent(experiment, run)
 
 
@@ -97,14 +98,14 @@ class Child:
         parent: Parent,
         letter: Letter,
         record: Record | None,
-        hidden: str | None,
+        uri: str,
     ) -> None:
-        """Send everything that a run has, and end it. `hidden`: a password, kept out of files."""
+        """Send everything that a run has, and end it. A password in `uri` is kept out of files."""
         run = self.follow(store, info, parent, letter)
-        problem = _files_of(store, run, record, hidden) if record else None
+        problem = _files_of(store, run, record, uri) if record else None
         tags = _tags(info, parent, letter)
         if problem is None:
-            tags["upload"] = digest(letter, files(record))
+            tags["upload"] = _digest(letter, record)
         store.log(run, tags=tags)
         store.end(run, MLFLOW_STATUS[letter.status], letter.end_ms or now_ms())
         if problem is not None:
@@ -129,15 +130,26 @@ class Child:
         self.run = str(found.info.run_id)
         self.params = set(found.data.params)
         self.sent = {(k, step) for k in found.data.metrics for step in store.steps(self.run, k)}
-        if letter.end_ms is None or found.info.run_name != letter.title:
-            store.reopen(self.run, letter.title)
+        if letter.end_ms is None:
+            store.reopen(self.run)
+        stale = {"reason", "mlflow.note.content"} & found.data.tags.keys()
+        if not letter.reason:  # it failed before, and goes on
+            store.untag(self.run, sorted(stale))
+        rename(store, found, letter)
 
 
 def is_complete(found: "Run | None", letter: Letter, record: Record | None) -> bool:
     """Whether MLflow has all of a run already."""
     if found is None or found.info.status != MLFLOW_STATUS[letter.status]:
         return False
-    return bool(found.data.tags.get("upload") == digest(letter, files(record)))
+    return bool(found.data.tags.get("upload") == _digest(letter, record))
+
+
+def rename(store: Store, found: "Run", letter: Letter) -> None:
+    """Give a child its present number, if it had another."""
+    if found.info.run_name != letter.title:
+        store.rename(found.info.run_id, letter.title)
+        store.log(found.info.run_id, tags=letter.tags())
 
 
 def close_rest(store: Store, info: SweepInfo, parent: Parent) -> None:
@@ -153,7 +165,7 @@ def end_parent(
 ) -> None:
     for path in results:
         store.log_file(parent.run, path)
-    store.log(parent.run, tags={"status": status})
+    store.log(parent.run, tags={"status": "killed" if status == "running" else status})
     store.end(parent.run, MLFLOW_STATUS[status], now_ms())
 
 
@@ -173,6 +185,11 @@ def files(record: Record | None) -> list[Path]:
     return [path for name in _FILES if (path := record.path / name).is_file()] + figures
 
 
+def _digest(letter: Letter, record: Record | None) -> str:
+    # The log may still grow when all else is done.
+    return digest(letter, [path for path in files(record) if path.name != LOG])
+
+
 def _tags(info: SweepInfo, parent: Parent, letter: Letter) -> dict[str, str]:
     return {**letter.tags(), "sweep.id": info.id, "mlflow.parentRunId": parent.run}
 
@@ -183,12 +200,12 @@ def _set_aside(store: Store, found: "Run") -> None:
         store.end(found.info.run_id, "KILLED", now_ms())
 
 
-def _files_of(store: Store, run: str, record: Record, hidden: str | None) -> Exception | None:
+def _files_of(store: Store, run: str, record: Record, uri: str) -> Exception | None:
     """Send a record's files and its dataset; the first problem, after trying all."""
     problem = None
     for path in files(record):
         try:
-            _send_file(store, run, record, path, hidden)
+            _send_file(store, run, record, path, uri)
         except Exception as error:
             problem = problem or error
     try:
@@ -199,12 +216,11 @@ def _files_of(store: Store, run: str, record: Record, hidden: str | None) -> Exc
     return problem
 
 
-def _send_file(store: Store, run: str, record: Record, path: Path, hidden: str | None) -> None:
-    if hidden and path.suffix in _TEXT:
+def _send_file(store: Store, run: str, record: Record, path: Path, uri: str) -> None:
+    if secret(uri) and path.suffix in _TEXT:
         text = path.read_text(encoding="utf-8", errors="replace")
-        if hidden in text:
-            store.log_text(run, text.replace(hidden, "***"), path.name)
-            return
+        store.log_text(run, without_secret(text, uri), path.name)
+        return
     folder = "figures" if path.parent != record.path else None
     store.log_file(run, path, folder)
 

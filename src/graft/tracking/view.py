@@ -16,6 +16,8 @@ from graft.tracking.letter import metric_key, name_of
 
 TAG = "mlflow.sharedViewState."
 
+_WIDTH_PX = 150  # the name of a metric is cut in the UI's own width
+
 
 def key_of(sweep_id: str) -> str:
     """The view's key: part of a tag's name and of a link."""
@@ -49,29 +51,44 @@ def _state(sweep_id: str, axes: Sequence[str], metric: str) -> dict[str, Any]:
     best = f"best/{metric}"
     curve = metric_key(metric)
     bars = list(dict.fromkeys([best, "best/val_accuracy", "test/accuracy"]))
-    curves = list(dict.fromkeys(["val/accuracy", "val/loss", "train/loss", curve]))
+    curves = [key for key in ("val/accuracy", "val/loss", "train/loss") if key != curve]
     columns = [f"metrics.`{key}`" for key in bars] + [f"params.`{axis}`" for axis in axes]
     return {
         "searchFilter": f"tags.`sweep.id` = '{sweep_id}' and tags.role = 'run'",
         "orderByKey": f"metrics.`{best}`",
         "orderByAsc": METRICS.get(metric, "max") == "min",
         "selectedColumns": [*columns, "attributes.`Duration`", "tags.`status`"],
-        "columnWidths": {"attributes.`Run Name`": 260},
+        "columnOrder": columns,
+        "columnWidths": {column: _WIDTH_PX for column in columns},
         "runsHiddenMode": "SHOW_ALL",
         "hideEmptyCharts": True,
-        "compareRunSections": [_section("comparison", "Comparison"), _section("curves", "Curves")],
+        # Else the sections are sorted by name, and ours are not the first.
+        "isAccordionReordered": True,
+        # The default smooths curves.
+        "globalLineChartConfig": {
+            "xAxisKey": "step",
+            "lineSmoothness": 0,
+            "selectedXAxisMetricKey": "",
+        },
+        "compareRunSections": [
+            _section("comparison", "Comparison", num_columns=2),
+            _section("curves", "Curves", num_columns=2),
+        ],
         "compareRunCharts": [
             _parallel("comparison", axes, best),
-            *(_chart("BAR", "comparison", key) for key in bars),
+            _chart("BAR", "comparison", best),
+            _chart("LINE", "comparison", curve),
+            *(_chart("BAR", "comparison", key) for key in bars[1:]),
             *(_chart("LINE", "curves", key) for key in curves),
         ],
     }
 
 
-def _section(key: str, name: str) -> dict[str, Any]:
+def _section(key: str, name: str, num_columns: int) -> dict[str, Any]:
     return {
         "uuid": key,
         "name": name,
+        "columns": num_columns,
         "display": True,
         "isReordered": False,
         "deleted": False,

@@ -1,0 +1,149 @@
+"""One run in MLflow: followed while it trains, completed when it ends."""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from graft.record import Record
+from graft.tracking import letter, upload
+from graft.tracking.client import Store, now_ms
+from graft.tracking.letter import Letter
+from graft.tracking.line import Line
+
+log = logging.getLogger("graft")
+
+# How long the end of a run waits for its upload, and 2 MB/s more.
+FINISH_S = 20.0
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def harmless(method: Callable[P, T]) -> Callable[P, T | None]:
+    """What goes wrong in tracking is said once, and goes no further."""
+
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T | None:
+        try:
+            return method(*args, **kwargs)
+        except Exception as error:
+            _warn(f"Tracking: {method.__name__.strip('_')} failed ({error}).")
+            log.debug("Its traceback:", exc_info=True)
+            return None
+
+    return call
+
+
+@functools.cache
+def _warn(text: str) -> None:
+    log.warning("%s", text)
+
+
+class RunTracking:
+    """One run in MLflow, used by the job that trains it.
+
+    Args:
+        folder, info, line, parent: the sweep's.
+        first: what is known before it starts; an earlier attempt's letter is gone on with.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        info: upload.SweepInfo,
+        line: Line,
+        parent: Callable[[Store], upload.Parent],
+        first: Letter,
+    ) -> None:
+        self._folder, self._info, self._line, self._parent = folder, info, line, parent
+        self._child = upload.Child()
+        self._letter = first
+        self._resume()
+
+    @harmless
+    def params(self, choices: Mapping[str, str], config: Mapping[str, Any]) -> None:
+        """What the sweep varies, and the settings that matter. The first values stay."""
+        found = {**letter.params_of(choices, config), **self._letter.params}
+        self._letter = dataclasses.replace(self._letter, params=found)
+        self._changed()
+
+    @harmless
+    def epoch(self, row: Mapping[str, float]) -> None:
+        """`row`: a row of metrics.csv: `epoch` (1-based), `train_loss`, `val_accuracy`, ..."""
+        self._letter = self._letter.with_row(row, now_ms())
+        self._changed()
+
+    @harmless
+    def finish(
+        self,
+        record: Record | None,
+        status: str,
+        reason: str | None,
+        scores: Mapping[str, float],
+    ) -> None:
+        """End the run: what is missing of its epochs, its scores, its files, its true status.
+
+        Args:
+            record: the run's folder, if it got that far.
+            status: one of `graft.record.STATUSES`.
+            scores: single values such as `best/val_accuracy`, `test/accuracy`, `seconds`.
+        """
+        if record is not None:
+            self._letter = self._letter.with_record(record)
+        self._letter = letter.ended(self._letter, status, reason, scores)
+        self._letter.write(self._folder)
+        job = functools.partial(self._finish, one=self._letter, record=record)
+        self._line.ask(job, FINISH_S + upload_s(upload.files(record)))
+
+    @harmless
+    def _resume(self) -> None:
+        """Go on with the letter of an earlier attempt, if there is one."""
+        known = letter.read_letter(self._folder, self._letter.key)
+        if known is not None:
+            self._letter = dataclasses.replace(
+                self._letter,
+                start_ms=known.start_ms,
+                params=known.params,
+                rows=known.rows,
+                attempt=known.attempt,
+            )
+        self._changed()
+
+    def _changed(self) -> None:
+        """Keep the letter, and send what is new of it in the background."""
+        one = self._letter
+        self._line.post(lambda store: self._follow(store, one))
+        one.write(self._folder)
+
+    def _follow(self, store: Store, one: Letter) -> None:
+        self._child.follow(store, self._info, self._parent(store), one)
+
+    def _finish(self, store: Store, *, one: Letter, record: Record | None) -> None:
+        self._child.finish(store, self._info, self._parent(store), one, record, self._line.uri)
+
+
+class OffRun:
+    """A run of a sweep that is not tracked."""
+
+    def params(self, choices: Mapping[str, str], config: Mapping[str, Any]) -> None:
+        pass
+
+    def epoch(self, row: Mapping[str, float]) -> None:
+        pass
+
+    def finish(
+        self,
+        record: Record | None,
+        status: str,
+        reason: str | None,
+        scores: Mapping[str, float],
+    ) -> None:
+        pass
+
+
+def upload_s(paths: Sequence[Path]) -> float:
+    """How long files may take to be sent: 2 MB/s."""
+    return sum(path.stat().st_size for path in paths) / 2_000_000
