@@ -133,6 +133,7 @@ def test_the_compose_file_serves_this_machine_only_and_names_its_host() -> None:
     (hosts,) = [
         word for word in services["mlflow"]["command"] if word.startswith("--allowed-hosts")
     ]
-    assert "mlflow:5000" in hosts and "http://mlflow:5000" in str(services["train"]["entrypoint"])
+    assert "mlflow:5000" in hosts
+    assert services["train"]["environment"] == {"MLFLOW_TRACKING_URI": "http://mlflow:5000"}
     for name in ("db", "mlflow"):
         assert "healthcheck" in services[name]

@@ -11,10 +11,11 @@ any training); 130 after Ctrl-C; 143 after SIGTERM.
 
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,11 +24,11 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from graft import naming
-from graft.config import RunConfig, from_dict, nearest
+from graft.config import RunConfig, from_dict, keys, nearest
 from graft.errors import BadRequest, ConfigError, GraftError
 
 log = logging.getLogger("graft")
@@ -118,8 +119,9 @@ def _job(cfg: DictConfig) -> float:
     """One job; its value is the metric that selects, at the best epoch."""
     whole = HydraConfig.instance().cfg
     assert whole is not None
-    merged = OmegaConf.merge(cfg, {"hydra": whole.hydra})
-    assert isinstance(merged, DictConfig)
+    merged = cfg.copy()
+    with open_dict(merged):
+        merged.hydra = whole.hydra
     if not _prepared:  # a single run, or a launcher other than ours
         prepare([merged])
     from graft import sweep
@@ -226,29 +228,27 @@ def _explain(error: Exception) -> int:
     return 2
 
 
-def _words(error: Exception) -> Iterable[str]:
-    lines = [*str(error).splitlines(), *str(error.__cause__ or "").splitlines()]
-    kept = [line for line in lines if line.strip() and not line.startswith("    full_key")]
-    unknown = naming.unknown_key(str(error))
+def _words(error: Exception) -> list[str]:
+    """What Hydra or we say, without what only a developer of Hydra can use."""
+    text = str(error)
+    unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
-        kept = [f"{unknown} is not a key of the configuration.{_nearest_key(unknown)}"]
-    return [f"graft: {kept[0]}" if kept else f"graft: {error!r}", *kept[1:30]]
-
-
-def _nearest_key(key: str) -> str:
-    """The nearest key of the default configuration, for a message."""
-    from hydra import compose, initialize_config_dir
-
-    with initialize_config_dir(conf_dir(), version_base="1.3"):
-        known = list(_leaves(OmegaConf.to_container(compose("config"))))
-    return nearest(key, known) + " `graft --cfg job` lists all."
-
-
-def _leaves(values: Any, prefix: str = "") -> Iterable[str]:
-    for key, value in values.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
+        key = unknown.group(1)
+        return [
+            f"graft: {key} is not a key of the configuration.{nearest(key, keys())} "
+            "`graft --cfg job` lists them all."
+        ]
+    missing = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
+    if missing:
+        group, option = missing.groups()
+        there = re.findall(r"^\t(?!provider)(\S+)$", text, flags=re.MULTILINE)
+        return [
+            f"graft: {group}={option} is not an option.{nearest(option, there)} "
+            f"Options: {', '.join(there)}."
+        ]
+    lines = [line for line in text.splitlines() if line.strip()]
+    kept = [line for line in lines if not re.match(r"\s+(full_key|object_type)|See https", line)]
+    return [f"graft: {kept[0]}" if kept else f"graft: {error!r}", *kept[1:40]]
 
 
 def _print_version() -> int:

@@ -5,18 +5,20 @@ the rate of the dropout before the last Linear; where the head has none, one is 
 """
 
 import logging
+import math
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from graft import weights
 from graft.catalog import BACKBONES, Backbone, find
-from graft.config import Model
+from graft.config import Model, nearest
 from graft.errors import ConfigError, WeightsError
+from graft.network import Network
 from graft.weights import WeightsSource
 
 if TYPE_CHECKING:
@@ -26,84 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["BACKBONES", "Backbone", "Network", "WeightsSource", "build", "check", "find"]
 
 _log = logging.getLogger(__name__)
-
-
-# --- a built network ------------------------------------------------------------------------
-
-
-@dataclass
-class Network:
-    """A network with a new head, and which of its blocks train.
-
-    Attributes:
-        module: normalised float32 [B, 3, S, S] -> logits [B, num_outputs].
-        blocks: modules of each block, input to output, "head" last. Every parameter belongs to
-            exactly one block, those that no module of a block holds too: see `parameters`.
-        source: where the weights came from.
-        backbone: what is known of it as plain data.
-        trainable: the blocks that train; all until `freeze` says otherwise.
-    """
-
-    module: "nn.Module"
-    blocks: "Mapping[str, tuple[nn.Module, ...]]"
-    source: WeightsSource
-    backbone: Backbone
-    trainable: frozenset[str] = frozenset()
-
-    def freeze(self, trainable: frozenset[str]) -> None:
-        """Let these blocks train and no others, and put each into its mode.
-
-        Raises:
-            ConfigError: nothing would train, or there is no such block.
-        """
-        unknown = sorted(trainable - self.blocks.keys())
-        if unknown or not trainable:
-            what = f"a block named {unknown[0]}" if unknown else "no block at all"
-            raise ConfigError(
-                f"strategy wants to train {what}. Blocks of {self.backbone.name}: "
-                f"{', '.join(self.blocks)}."
-            )
-        self.trainable = trainable
-        for block in self.blocks:
-            for parameter in self.parameters(block):
-                parameter.requires_grad_(block in trainable)
-        self.train()
-
-    def train(self) -> None:
-        """Train mode for what trains. A frozen block stays in eval mode, whole: its batch-norm
-        statistics don't move, and nothing in it is dropped."""
-        self.module.eval()
-        for block in self.trainable:
-            for module in self.blocks[block]:
-                module.train()
-
-    def eval(self) -> None:
-        self.module.eval()
-
-    def parameters(self, block: str) -> "Iterator[nn.Parameter]":
-        """The parameters of one block."""
-        for name, parameter in self.module.named_parameters():
-            if weights.is_under(name, self.backbone.blocks[block]):
-                yield parameter
-
-    def counts(self) -> dict[str, int]:
-        """Number of parameters, "total" and "trainable"."""
-        parameters = list(self.module.parameters())
-        return {
-            "total": sum(p.numel() for p in parameters),
-            "trainable": sum(p.numel() for p in parameters if p.requires_grad),
-        }
-
-    def restore(self, path: Path) -> None:
-        """Take every tensor from a checkpoint of this very network, head included.
-
-        Raises:
-            WeightsError: it cannot be read, or is of another network or number of classes.
-        """
-        found = weights.match(self.module.state_dict(), weights.read(path))
-        if found.missing or found.unexpected or found.misshapen:
-            raise WeightsError(f"{path} is not a checkpoint of this network: {found}")
-        self.module.load_state_dict(weights.as_float32(found.usable, path), strict=False)
 
 
 def build(config: Model, num_outputs: int, *, seed: int, image_size: int) -> Network:
@@ -125,7 +49,11 @@ def build(config: Model, num_outputs: int, *, seed: int, image_size: int) -> Net
     with _seeded(seed):
         module = _bare(backbone, image_size, on_meta=config.weights != "none")
     _put_head(module, backbone, config, num_outputs, seed)
-    source = _fill(module, backbone, config, image_size, seed)
+    source = _fill(module, backbone, config, image_size)
+    if source.kind == "none":
+        source = replace(source, name=f"{source.name}, from seed {seed}")
+    else:
+        _fill_rest(module, seed)
     blocks = {name: tuple(_modules(module, names)) for name, names in backbone.blocks.items()}
     network = Network(module, blocks, source, backbone)
     network.freeze(frozenset(blocks))
@@ -142,7 +70,7 @@ def check(config: Model, *, image_size: int) -> WeightsSource:
     _check_size(backbone, image_size)
     with _seeded(0):
         module = _bare(backbone, image_size, on_meta=True)
-    source = _fill(module, backbone, config, image_size, 0)
+    source = _fill(module, backbone, config, image_size)
     if source.kind != "none" and not source.is_verified:
         _log.warning("model.weights=%s cannot be verified: no digest is known", source.name)
     return source
@@ -179,7 +107,7 @@ def _bare(backbone: Backbone, image_size: int, *, on_meta: bool) -> "nn.Module":
     """The network as its authors made it, without values where `on_meta` (and so at once)."""
     import torch
 
-    with torch.device("meta" if on_meta else "cpu"):
+    with torch.device("meta") if on_meta else nullcontext():
         if backbone.weights is None:
             from graft.efficientnet_lite import EfficientNetLite0
 
@@ -231,23 +159,20 @@ def _modules(module: "nn.Module", names: tuple[str, ...]) -> "Iterator[nn.Module
 # --- weights --------------------------------------------------------------------------------
 
 
-def _fill(
-    module: "nn.Module", backbone: Backbone, config: Model, image_size: int, seed: int
-) -> WeightsSource:
-    """Give the backbone its pretrained values, and what is left of the head values from `seed`."""
+def _fill(module: "nn.Module", backbone: Backbone, config: Model, image_size: int) -> WeightsSource:
+    """Give the backbone its pretrained values, and what is kept of the head."""
     if config.weights == "none":
-        return WeightsSource("none", f"no pretrained weights: random from seed {seed}")
+        return WeightsSource("none", "random weights")
     expected = _size_in_words(module, backbone)
     is_published = config.weights == "imagenet"
     kind: Literal["imagenet", "file"] = "imagenet" if is_published else "file"
-    path = _imagenet_file(backbone) if is_published else Path(config.weights).expanduser()
+    path = _imagenet_file(backbone) if is_published else _own_file(config.weights)
     state = weights.read(path, expected=expected)
     is_verified = weights.verify(path, expected=expected)
     state, note = _adapted(state, module, backbone, image_size)
     values = weights.as_float32(_usable(state, module, backbone, path), path)
     whole = weights.match(module.state_dict(), state)
     module.load_state_dict(values, strict=False, assign=True)
-    _fill_rest(module, seed)
     return WeightsSource(
         kind,
         str(path),
@@ -259,6 +184,17 @@ def _fill(
         whole.misshapen,
         note,
     )
+
+
+def _own_file(name: str) -> Path:
+    path = Path(name).expanduser()
+    if not path.is_file():
+        what = "is not a file" if path.exists() else "does not exist"
+        raise WeightsError(
+            f"model.weights={name} {what}.{nearest(name, ['imagenet', 'none'])} "
+            f"Use imagenet, none, or a .pth or .safetensors file."
+        )
+    return path
 
 
 def _imagenet_file(backbone: Backbone) -> Path:
@@ -280,7 +216,7 @@ def _imagenet_file(backbone: Backbone) -> Path:
 def _size_in_words(module: "nn.Module", backbone: Backbone) -> str:
     head = backbone.blocks["head"]
     count = sum(p.numel() for n, p in module.named_parameters() if not weights.is_under(n, head))
-    return f"about {4 * count / 2**20:.1f} MiB in float32 and a head for {backbone.name}"
+    return f"about {4 * count / 2**20:.1f} MiB and a head for {backbone.name}"
 
 
 def _adapted(
@@ -299,13 +235,20 @@ def _adapted(
     old = {"mlp.linear_1.": "mlp.0.", "mlp.linear_2.": "mlp.3."}
     state = {reduce(lambda k, o: k.replace(o, old[o]), old, key): t for key, t in state.items()}
     key = "encoder.pos_embedding"
-    positions = state.get(key)
-    wanted = module.get_parameter(key).shape
-    if positions is None or positions.ndim != 3 or positions.shape == wanted:
+    positions, wanted = state.get(key), module.get_parameter(key).shape
+    if positions is None or positions.shape == wanted or not _is_square_grid(positions, wanted[2]):
         return state, ""
     state[key] = positions.float()
     resized = interpolate_embeddings(image_size, backbone.patch, OrderedDict(state))
     return dict(resized), f"positions interpolated to {image_size} px"
+
+
+def _is_square_grid(positions: "torch.Tensor", width: int) -> bool:
+    """Whether they are [1, 1 + n * n, width], one for the class token first."""
+    if positions.ndim != 3 or positions.shape[0] != 1 or positions.shape[2] != width:
+        return False
+    patches = positions.shape[1] - 1
+    return patches > 0 and math.isqrt(patches) ** 2 == patches
 
 
 def _usable(

@@ -301,6 +301,16 @@ def to_dict(config: Any) -> dict[str, Any]:
     return out
 
 
+def keys() -> list[str]:
+    """Every key that some configuration has, as it is typed."""
+    found: list[str] = []
+    for item in dataclasses.fields(RunConfig):
+        found.append(item.name)
+        classes = {**TARGETS, **{k: (v,) for k, v in _PARTS.items()}}.get(item.name, ())
+        found += [f"{item.name}.{f.name}" for cls in classes for f in dataclasses.fields(cls)]
+    return list(dict.fromkeys(found))
+
+
 def nearest(word: str, known: Iterator[str] | list[str] | tuple[str, ...]) -> str:
     """ " Did you mean ...?" for the nearest known word, or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

@@ -52,12 +52,6 @@ def shorten(name: str) -> str:
     return f"{name[: MAX_LENGTH - 9]}-{_digest(name)}"
 
 
-def unknown_key(message: str) -> str | None:
-    """The key that Hydra says it does not know, from its message."""
-    found = re.search(r"Could not override '([^']+)'", message)
-    return found.group(1) if found else None
-
-
 def _shown(value: Any) -> str:
     return repr(value) if isinstance(value, float) else str(value)
 

@@ -8,9 +8,7 @@ second try. Sizes are checked against what the file really holds before memory i
 import hashlib
 import pickle
 import re
-import socket
 import warnings
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -159,6 +157,8 @@ def fetch(url: str, path: Path, *, expected: str) -> None:
 @contextmanager
 def _socket_timeout(seconds: float) -> Iterator[None]:
     """torch's downloader sets none, so that a silent host would hold us for minutes."""
+    import socket
+
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
@@ -170,7 +170,7 @@ def _socket_timeout(seconds: float) -> Iterator[None]:
 def _size(path: Path, expected: str) -> int:
     if not path.is_file():
         what = "is not a file" if path.exists() else "does not exist"
-        raise WeightsError(f"model.weights={path} {what}. Give a .pth, .pt or .safetensors file.")
+        raise WeightsError(f"{path} {what}: expected a .pth, .pt or .safetensors file.")
     if not (size := path.stat().st_size):
         wanted = f" (expected {expected})" if expected else ""
         raise WeightsError(f"{path} is empty: 0 bytes{wanted}. Get it again.")
@@ -184,6 +184,8 @@ def _read_safetensors(path: Path) -> Any:
 
 
 def _read_torch(path: Path, size: int) -> Any:
+    import zipfile
+
     import torch
 
     if zipfile.is_zipfile(path):

@@ -162,8 +162,10 @@ def read_letters(sweep: Path) -> list[Letter]:
 def letter_of(record: Record, number: int) -> Letter:
     """A letter for a run that wrote none: it ran while tracking was off."""
     choices = {str(k): str(v) for k, v in record.info.get("choices", {}).items()}
-    words = [value if key in _GROUPS else f"{key.split('.')[-1]}={value}"
-             for key, value in choices.items()]  # fmt: skip
+    words = [
+        value if key in _GROUPS else f"{key.split('.')[-1]}={number_or_text(value)}"
+        for key, value in choices.items()
+    ]
     written_ms = int((record.path / "run.json").stat().st_mtime * 1000)
     letter = Letter(number, " ".join([f"{number:02d}", *words]), choices, written_ms)
     try:
@@ -188,8 +190,8 @@ def scores_of(record: Record) -> dict[str, float]:
 
 def key_of(choices: Mapping[str, str]) -> str:
     """What tells the runs of a sweep apart, however their numbers were typed."""
-    canonical = json.dumps({k.lstrip("+~"): number_or_text(v) for k, v in choices.items()},
-                           sort_keys=True)  # fmt: skip
+    values = {key.lstrip("+~"): number_or_text(plain(text)) for key, text in choices.items()}
+    canonical = json.dumps(values, sort_keys=True)
     return hashlib.blake2b(canonical.encode(), digest_size=6).hexdigest()
 
 
@@ -236,12 +238,17 @@ def number_or_text(text: str) -> str:
 
 
 def shorten(text: str, limit: int) -> str:
-    """`text` that a database takes: no NUL, no half characters, cut with a mark if too long."""
-    text = text.replace("\0", "").encode("utf-8", "replace").decode()
+    """`text` for a database, cut with a mark if too long."""
+    text = plain(text)
     if len(text) <= limit:
         return text
     mark = f"... (cut; {len(text)} characters, whole in config.yaml)"
     return text[: limit - len(mark)] + mark
+
+
+def plain(text: str) -> str:
+    """`text` without what no file or database takes: NUL, half characters (bytes from a shell)."""
+    return text.replace("\0", "").encode("utf-8", "replace").decode()
 
 
 def is_finite(value: object) -> bool:

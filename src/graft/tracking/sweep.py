@@ -59,7 +59,8 @@ class SweepTracking:
 
     def run(self, number: int, title: str, choices: Mapping[str, str]) -> "RunTracking":
         """The child of one run: a new one, or the one it had."""
-        first = Letter(number, title, dict(choices), now_ms())
+        known = {key: letter.plain(value) for key, value in choices.items()}
+        first = Letter(number, letter.plain(title), known, now_ms())
         return RunTracking(self.folder, self.info, self._line, self.parent, first)
 
     @harmless
@@ -118,8 +119,10 @@ class SweepTracking:
         asked = [run.get("run") for run in (read_json(self.folder / SWEEP) or {}).get("runs", [])]
         closed: list[tuple[Letter, Record | None]] = []
         for i, record in enumerate(records):
-            number = asked.index(record.name) if record.name in asked else i
-            closed.append((_closed(self.folder, record, number), record))
+            one = _closed(self.folder, record, number=i)
+            if record.name in asked:  # the sweep may have grown since
+                one = letter.renumbered(one, asked.index(record.name))
+            closed.append((one, record))
         known = {one.key for one, _ in closed}
         for one in letter.read_letters(self.folder):
             if one.key not in known:
@@ -230,7 +233,7 @@ def _closed(folder: Path, record: Record, number: int) -> Letter:
     known = letter.read_letter(folder, letter.key_of(choices))
     status = str(record.info.get("status", "running"))
     if known is not None and known.end_ms is not None and known.status == status:
-        return letter.renumbered(known, number)
+        return known
     one = (known or letter.letter_of(record, number)).with_record(record)
     scores = letter.scores_of(record) if record.is_completed and not one.scores else {}
     one = letter.ended(one, status, record.info.get("reason"), scores)

@@ -64,12 +64,6 @@ def _state(sweep_id: str, axes: Sequence[str], metric: str) -> dict[str, Any]:
         "hideEmptyCharts": True,
         # Else the sections are sorted by name, and ours are not the first.
         "isAccordionReordered": True,
-        # The default smooths curves.
-        "globalLineChartConfig": {
-            "xAxisKey": "step",
-            "lineSmoothness": 0,
-            "selectedXAxisMetricKey": "",
-        },
         "compareRunSections": [
             _section("comparison", "Comparison", num_columns=2),
             _section("curves", "Curves", num_columns=2),
@@ -107,7 +101,11 @@ def _parallel(section: str, axes: Sequence[str], metric: str) -> dict[str, Any]:
 
 def _chart(kind: str, section: str, metric: str) -> dict[str, Any]:
     card = {**_card(kind, section, metric), "metricKey": metric, "displayName": metric}
-    return card if kind == "BAR" else {**card, "selectedMetricKeys": [metric]}
+    if kind == "BAR":
+        return card
+    # Left out, a curve is smoothed.
+    smooth = {"lineSmoothness": 0, "useGlobalLineSmoothing": False}
+    return {**card, **smooth, "selectedMetricKeys": [metric], "xAxisKey": "step"}
 
 
 def _card(kind: str, section: str, key: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ train the tail is to train the network, and `tail(*trunk(x))` is the network's o
 import builtins
 import logging
 import operator
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FunctionType
@@ -38,7 +39,7 @@ class Cut:
     tensors: int
 
 
-class NoCut(Exception):
+class _NoCut(Exception):
     """Why a network has no trunk."""
 
 
@@ -61,7 +62,7 @@ def cut(module: nn.Module, example: torch.Tensor | None = None) -> Cut | None:
         found = _cut(module)
         if example is not None:
             _compare(found, module, example)
-    except NoCut as reason:
+    except _NoCut as reason:
         _log.info("no trunk to share: %s", reason)
         return None
     return found
@@ -72,7 +73,8 @@ def _cut(module: nn.Module) -> Cut:
     parts = _Parts(module, graph)
     crossing = parts.crossing()
     if not parts.has_frozen_parameters():
-        raise NoCut("training begins at the pictures")
+        raise _NoCut("training begins at the pictures")
+    parts.refuse_late_writes(crossing)
     return Cut(
         trunk=GraphModule(module, parts.trunk(crossing), "Trunk"),
         tail=GraphModule(module, parts.tail(crossing), "Tail"),
@@ -91,7 +93,7 @@ def _compare(found: Cut, module: nn.Module, example: torch.Tensor) -> None:
         part.training = is_training
     if not torch.equal(whole, parts):
         difference = float((whole - parts).abs().max())
-        raise NoCut(f"trunk and tail differ from the network by {difference:g}")
+        raise _NoCut(f"trunk and tail differ from the network by {difference:g}")
 
 
 # --- the graph ------------------------------------------------------------------------------
@@ -106,14 +108,14 @@ class _Tracer(Tracer):
 
 def _trace(module: nn.Module) -> Graph:
     if _has_modes(type(module)):
-        raise NoCut(f"{type(module).__name__} itself behaves differently in training")
+        raise _NoCut(f"{type(module).__name__} itself behaves differently in training")
     try:
         graph = _Tracer().trace(module)
     except Exception as error:  # whatever the module's own code does with stand-ins for tensors
-        raise NoCut(f"its graph cannot be followed ({error})") from error
+        raise _NoCut(f"its graph cannot be followed ({error})") from error
     constants = [n.target for n in graph.nodes if "_tensor_constant" in str(n.target)]
     if constants:
-        raise NoCut("it makes new tensors while it runs, which may be random")
+        raise _NoCut("it makes new tensors while it runs, which may be random")
     return graph
 
 
@@ -129,14 +131,9 @@ def _has_modes(kind: type[nn.Module]) -> bool:
     return any("training" in function.__code__.co_names for function in functions)
 
 
-_RANDOM = (
-    "rand",
-    "bernoulli",
-    "multinomial",
-    "normal",
-    "dropout",
-    "stochastic_depth",
-    "drop_block",
+_RANDOM = re.compile(
+    r"rand|bernoulli|multinomial|poisson|(normal|uniform|exponential)_?$|.*dropout"
+    r"|stochastic_depth|drop_block"
 )
 
 
@@ -205,7 +202,7 @@ class _Parts:
         if node.op == "call_module":
             return _changes(self.module.get_submodule(str(node.target)))
         if node.op in ("call_function", "call_method"):
-            return any(word in _function_name(node) for word in _RANDOM)
+            return _RANDOM.match(_function_name(node)) is not None
         return False
 
     def _tensors_for(self, node: Node) -> Iterator[Node]:
@@ -230,13 +227,25 @@ class _Parts:
 
     def _overwritten(self, crossing: tuple[Node, ...]) -> Iterator[Node]:
         """Crossing tensors that an in-place operation of the tail would write to."""
-        targets = {
-            source
+        written = {
+            target
             for node in self.moving
             if self._is_in_place(node)
-            for source in self._aliases(node.all_input_nodes[0])
+            for target in self._aliases(node.all_input_nodes[0])
         }
-        return (node for node in crossing if node in targets)
+        return (node for node in crossing if node in written)
+
+    def refuse_late_writes(self, crossing: tuple[Node, ...]) -> None:
+        """The trunk runs first: what it overwrites in place, the tail must not need from before.
+
+        Raises:
+            _NoCut: it does.
+        """
+        order = {node: i for i, node in enumerate(self.graph.nodes)}
+        for node in filter(self._is_in_place, self.seen - self.moving):
+            for target in self._aliases(node.all_input_nodes[0]).intersection(crossing):
+                if any(user in self.moving and order[user] < order[node] for user in target.users):
+                    raise _NoCut(f"{_place(node)} overwrites what training needs")
 
     def _aliases(self, node: Node) -> set[Node]:
         """The node, and those whose memory its value may share."""
@@ -245,7 +254,7 @@ class _Parts:
             current = todo.pop()
             if current not in found:
                 found.add(current)
-                if current in self.moving and not self._is_new(current):
+                if not self._is_new(current):
                     todo += current.all_input_nodes
         return found
 
