@@ -317,7 +317,7 @@ def test_a_zip_bomb_is_refused(tmp_path: Path) -> None:
         archive.writestr("x/data.pkl", _pickle_of_a_tensor(2**24, 2**24, 1))
         archive.writestr("x/data/0", bytes(2**26))
     assert (tmp_path / "a.pth").stat().st_size < 2**17
-    with pytest.raises(WeightsError, match="torch.save did not write"):
+    with pytest.raises(WeightsError, match=r"torch\.save did not write"):
         weights.read(tmp_path / "a.pth")
 
 

@@ -121,7 +121,7 @@ def _job(cfg: DictConfig) -> float:
     assert whole is not None
     merged = cfg.copy()
     with open_dict(merged):
-        merged.hydra = whole.hydra
+        merged.hydra = OmegaConf.select(whole, "hydra")
     if not _prepared:  # a single run, or a launcher other than ours
         prepare([merged])
     from graft import sweep

@@ -12,7 +12,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from graft.errors import ConfigError
 from graft.strategies import FineTune, Full, HeadOnly, Strategy
@@ -326,7 +326,7 @@ def _build(cls: type[T], values: Any, key: str, problems: list[str]) -> T | None
         problems.append(f"{key}={values!r}: expected keys below it, such as {key}.{_first(cls)}.")
         return None
     before = len(problems)
-    known = {f.name: f for f in dataclasses.fields(cls)}
+    known = {f.name: f for f in dataclasses.fields(cast(Any, cls))}
     hints = typing.get_type_hints(cls)
     prefix = f"{key}." if key else ""
     built: dict[str, Any] = {}

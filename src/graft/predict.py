@@ -9,9 +9,17 @@ import csv
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 from graft.errors import DataError, GraftError, RecordError
 from graft.record import CHECKPOINT, Record, class_columns, read_run, write_whole
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    from graft.data.pictures import Pictures
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
 
@@ -103,7 +111,9 @@ def predict(
             yield [str(path), classes[label], *(float(s) for s in score.reshape(-1))]
 
 
-def _chunks(pictures, count, size):  # type: ignore[no-untyped-def]
+def _chunks(
+    pictures: "Pictures", count: int, size: int
+) -> "Iterator[tuple[NDArray[np.int64], torch.Tensor]]":
     import numpy as np
 
     from graft.data.batches import batches
@@ -131,7 +141,7 @@ def _score_columns(record: Record) -> Sequence[str]:
     return ("score",) if len(classes) == 2 else class_columns(classes)
 
 
-def _write(header: Sequence[str], rows: Sequence[Sequence[object]], stream) -> None:  # type: ignore[no-untyped-def]
+def _write(header: Sequence[str], rows: Sequence[Sequence[object]], stream: TextIO) -> None:
     writer = csv.writer(stream)
     writer.writerow(header)
     writer.writerows(rows)

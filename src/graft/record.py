@@ -82,8 +82,8 @@ class Predictions:
         import numpy as np
 
         if self.scores.ndim == 1:
-            return (self.scores >= 0.5).astype(np.int64)
-        return self.scores.argmax(axis=1).astype(np.int64)
+            return np.asarray(self.scores >= 0.5, dtype=np.int64)
+        return np.asarray(self.scores.argmax(axis=1), dtype=np.int64)
 
 
 class RunFolder:

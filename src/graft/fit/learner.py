@@ -66,7 +66,7 @@ class Learner:
             logits = self.tail(*activations)
             value = self.loss(logits.float(), labels)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(value).backward()
+        torch.autograd.backward(self.scaler.scale(value))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self._steps += 1
