@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -121,7 +121,7 @@ def _job(cfg: DictConfig) -> float:
     assert whole is not None
     merged = cfg.copy()
     with open_dict(merged):
-        merged.hydra = OmegaConf.select(whole, "hydra")
+        merged.hydra = cast(Any, whole).hydra
     if not _prepared:  # a single run, or a launcher other than ours
         prepare([merged])
     from graft import sweep

@@ -245,27 +245,32 @@ def lab(tmp_path: Path, tables: Path) -> Lab:
 class Server:
     """`mlflow server` on a loopback port, its database in a folder; can be killed and restarted."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, port: int) -> None:
         self.folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
+        self.port = port
+        self.uri = f"http://127.0.0.1:{port}"
+        self.command = (
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --workers 1 --port "
+            f"{port} --backend-store-uri sqlite:///{folder}/mlflow.db "
+            f"--artifacts-destination {folder}/files"
+        )
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers",
-                   "1", "--port", str(self.port), "--backend-store-uri",
-                   f"sqlite:///{self.folder}/mlflow.db", "--artifacts-destination",
-                   str(self.folder / "files")]  # fmt: skip
+        binaries = Path(sys.executable).parent
         environment = {
             **os.environ,
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "PATH": f"{binaries}:{os.environ['PATH']}",
             "MLFLOW_DISABLE_TELEMETRY": "true",
         }
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
-                command, env=environment, stdout=log, stderr=log, start_new_session=True
+                self.command,
+                shell=True,
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         self._wait()
 
@@ -291,11 +296,18 @@ class Server:
 
 
 @pytest.fixture
-def server(tmp_path: Path, tables: Path) -> Iterator[Server]:
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture
+def server(tmp_path: Path, tables: Path, free_port: int) -> Iterator[Server]:
     folder = tmp_path / "server"
     folder.mkdir()
     shutil.copy(tables, folder / "mlflow.db")
-    one = Server(folder)
+    one = Server(folder, free_port)
     yield one
     one.kill()
 

@@ -24,10 +24,8 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float]:
 
 
 @pytest.fixture
-def closed_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{free.getsockname()[1]}"
+def closed(free_port: int) -> str:
+    return f"http://127.0.0.1:{free_port}"
 
 
 @pytest.fixture
@@ -71,9 +69,9 @@ def answering() -> Iterator[Callable[[int, str], tuple[str, list[str]]]]:
 
 
 def test_without_a_server_training_starts_at_once_and_later_all_is_sent(
-    lab_at: Any, closed_port: str, warnings_of: Any, tmp_path: Path, tables: Path
+    lab_at: Any, closed: str, warnings_of: Any, tmp_path: Path, tables: Path
 ) -> None:
-    lab = lab_at(closed_port)
+    lab = lab_at(closed)
     sweep, open_s = timed(lab.open)
     records, train_s = timed(lambda: [lab.train(sweep, number) for number in range(4)])
     before_ms = time.time() * 1000
@@ -130,10 +128,8 @@ def test_nonsense_from_a_server_costs_a_warning(
     assert len(warnings_of()) == 1
 
 
-def test_a_password_is_in_no_log_and_no_file(
-    lab_at: Any, closed_port: str, warnings_of: Any
-) -> None:
-    lab = lab_at(closed_port.replace("http://", "http://me:hunter2@"))
+def test_a_password_is_in_no_log_and_no_file(lab_at: Any, closed: str, warnings_of: Any) -> None:
+    lab = lab_at(closed.replace("http://", "http://me:hunter2@"))
     lab.train_all()
     assert "hunter2" not in "".join(warnings_of())
     assert "me:***@" in (lab.folder / "tracking.json").read_text()
@@ -206,28 +202,28 @@ def test_a_server_that_freezes_holds_no_epoch_up(lab_at: Any, server: Any) -> No
 
 
 @pytest.fixture
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres(free_port: int) -> Iterator[str]:
     """A database of its own; as the user `postgres` where we are root, which it refuses to be."""
     if not POSTGRES.is_dir():
         pytest.skip("needs Debian's postgresql package")
     pytest.importorskip("psycopg2", reason="needs psycopg2-binary")
     as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
     folder = Path(subprocess.check_output([*as_user, "mktemp", "-d"], text=True, cwd="/").strip())
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     control = [*as_user, POSTGRES / "pg_ctl", "-D", folder / "data", "-w", "-s"]
-    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+    options = f"-p {free_port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
 
     def call(*command: Any) -> None:
         subprocess.run(command, check=True, cwd="/", stdout=subprocess.DEVNULL)
 
     call(*as_user, POSTGRES / "initdb", "-D", folder / "data", "-A", "trust", "-U", "graft")
     call(*control, "-o", options, "-l", folder / "log", "start")
-    call(*as_user, POSTGRES / "createdb", "-h", "127.0.0.1", "-p", port, "-U", "graft", "mlflow")
-    yield f"postgresql://graft:hunter2@127.0.0.1:{port}/mlflow"
-    call(*control, "-m", "immediate", "stop")
-    call(*as_user, "rm", "-r", folder)
+    try:
+        at = ["-h", "127.0.0.1", "-p", str(free_port), "-U", "graft"]
+        call(*as_user, POSTGRES / "createdb", *at, "mlflow")
+        yield f"postgresql://graft:hunter2@127.0.0.1:{free_port}/mlflow"
+    finally:
+        call(*control, "-m", "immediate", "stop")
+        call(*as_user, "rm", "-r", folder)
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, replace
 from functools import cache as remember
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import PIL
 from PIL import Image
@@ -247,7 +247,9 @@ def _digest_of_file(path: Path) -> tuple[str, str]:
     """Digest of a file's bytes, and the stamp by which it is known to be unchanged, or ""."""
     with opened_file(path) as stream:
         status = os.fstat(stream.fileno())
-        digest = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+        digest = hashlib.file_digest(
+            cast(Any, stream), lambda: hashlib.blake2b(digest_size=8)
+        ).hexdigest()
     changed = max(status.st_mtime, status.st_ctime)
     return digest, _stamp(status) if time.time() - changed > _SETTLED_S else ""
 
