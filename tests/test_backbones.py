@@ -381,7 +381,7 @@ def test_a_truncated_file_says_how_large_it_should_be(
     torch.save(state, tmp_path / "a.pth")
     content = (tmp_path / "a.pth").read_bytes()
     (tmp_path / "a.pth").write_bytes(content[:100_000])
-    with pytest.raises(WeightsError, match=r"100,000 bytes, expected about 3\.6 MiB and a head"):
+    with pytest.raises(WeightsError, match=r"100,000 bytes, expected about 3\.5 MiB and a head"):
         network(weights=str(tmp_path / "a.pth"))
 
 

@@ -94,7 +94,7 @@ def read(path: Path, *, expected: str = "") -> "dict[str, torch.Tensor]":
     except WeightsError:
         raise
     except Exception as error:  # a damaged file can raise anything
-        reason = str(error).strip().split("\n")[0][:160]
+        reason = re.split(r"\.\s|\n", str(error).strip())[0][:160].rstrip(".")
         raise WeightsError(
             f"{path} cannot be read as weights ({found}): {reason or type(error).__name__}. "
             f"It is damaged, cut short or of another format; get it again."

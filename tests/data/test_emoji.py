@@ -45,7 +45,7 @@ def test_a_sequence_is_one_drawing_and_not_two_side_by_side(folder: Path) -> Non
         ink = np.asarray(Image.open(path).convert("L")) < 250
         height = np.ptp(np.flatnonzero(ink.any(axis=1))) + 1
         width = np.ptp(np.flatnonzero(ink.any(axis=0))) + 1
-        assert width < 1.7 * height, path.name
+        assert width < 2.2 * height, path.name
 
 
 def test_rendered_once_and_found_again(folder: Path) -> None:

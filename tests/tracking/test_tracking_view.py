@@ -42,7 +42,7 @@ def test_the_printed_lines_lead_to_the_four_runs_with_rates_and_accuracies(
         index = row.first.get_attribute("row-index", timeout=20_000)
         cells = page.locator(f'[row-index="{index}"]')
         strategy, rate = name.split()[1], name.split("lr=")[1]
-        values = "".join(cells.all_inner_texts()).split()
+        values = " ".join(cells.all_inner_texts()).split()
         assert {strategy, rate, best} <= set(values), values
     first = page.locator('[row-index="0"]').filter(has_text="lr=")
     expect(first.first).to_contain_text("02 fine_tune lr=0.001")  # best by validation

@@ -89,7 +89,7 @@ def _drawing(name: str) -> Drawing | None:
     tones = [code for code in codes if code in _TONES]
     bare = [code for code in codes if code not in _TONES and code != "FE0F"]
     is_sign = _MALE in bare or _FEMALE in bare
-    is_letter = bare[0] in (_MAN, _WOMAN)
+    is_letter = bare[:1] in ([_MAN], [_WOMAN])
     is_single = len([c for c in bare if c in _OTHER_PEOPLE]) <= 1 and not _COUPLES & set(bare)
     if len(tones) > 1 or not is_single or not (is_letter or (is_sign and _JOINER in bare)):
         return None

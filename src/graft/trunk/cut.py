@@ -74,7 +74,7 @@ def _cut(module: nn.Module) -> Cut:
     crossing = parts.crossing()
     if not parts.has_frozen_parameters():
         raise _NoCut("training begins at the pictures")
-    parts.refuse_late_writes(crossing)
+    parts.refuse_hidden_writes(crossing)
     return Cut(
         trunk=GraphModule(module, parts.trunk(crossing), "Trunk"),
         tail=GraphModule(module, parts.tail(crossing), "Tail"),
@@ -235,17 +235,25 @@ class _Parts:
         }
         return (node for node in crossing if node in written)
 
-    def refuse_late_writes(self, crossing: tuple[Node, ...]) -> None:
-        """The trunk runs first: what it overwrites in place, the tail must not need from before.
+    def refuse_hidden_writes(self, crossing: tuple[Node, ...]) -> None:
+        """An in-place operation changes a tensor under all its names, and no edge of the graph says
+        so. Refuse where the order of trunk first, tail second would make a difference.
 
         Raises:
-            _NoCut: it does.
+            _NoCut: the trunk overwrites what the tail needs from before, or the tail overwrites
+                what the trunk, or it under another name, reads after.
         """
         order = {node: i for i, node in enumerate(self.graph.nodes)}
-        for node in filter(self._is_in_place, self.seen - self.moving):
-            for target in self._aliases(node.all_input_nodes[0]).intersection(crossing):
-                if any(user in self.moving and order[user] < order[node] for user in target.users):
-                    raise _NoCut(f"{_place(node)} overwrites what training needs")
+        for write in filter(self._is_in_place, self.graph.nodes):
+            names = self._aliases(write.all_input_nodes[0])
+            users = [user for name in names for user in name.users]
+            if write in self.moving:
+                late = [u for u in users if u not in self.moving and order[u] > order[write]]
+                is_hidden = bool(late) or len(names.intersection(crossing)) > 1
+            else:
+                is_hidden = any(u in self.moving and order[u] < order[write] for u in users)
+            if is_hidden:
+                raise _NoCut(f"{_place(write)} overwrites what is needed elsewhere")
 
     def _aliases(self, node: Node) -> set[Node]:
         """The node, and those whose memory its value may share."""
