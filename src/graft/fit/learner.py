@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -21,6 +22,7 @@ class Network(Protocol):
 
     def train(self) -> None: ...
     def eval(self) -> None: ...
+    def restore(self, path: Path) -> None: ...
 
 
 class Learner:
