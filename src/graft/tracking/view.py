@@ -14,7 +14,7 @@ from graft.config import METRICS
 from graft.tracking.client import now_ms
 from graft.tracking.letter import metric_key, name_of
 
-TAG = "x."
+TAG = "mlflow.sharedViewState."
 
 _WIDTH_PX = 150  # the name of a metric is cut in the UI's own width
 
