@@ -12,7 +12,6 @@ import hashlib
 import os
 import shutil
 import tempfile
-import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +22,8 @@ if TYPE_CHECKING:
     from PIL import Image, ImageFont
 
 # Raised when a drawing or the table changes: a folder of another version is not read.
-VERSION = 1
+VERSION = 2
+NUM_PICTURES = 970
 SIDE, MARGIN = 128, 6
 TABLE = "emoji.csv"
 
@@ -35,6 +35,26 @@ _TONES = {
     "1F3FE": "medium_dark",
     "1F3FF": "dark",
 }
+# What a sequence says beside sex and tone. Named by hand, since the characters' own names mean
+# other things: an astronaut is a rocket, a farmer an ear of rice. E0AC, E0AD are OpenMoji's own.
+_ROLE_NAMES = """
+1F33E:farmer 1F373:cook 1F37C:feeding_baby 1F393:graduate 1F3A4:singer 1F3A8:artist
+1F3EB:teacher 1F3ED:factory_worker 1F4BB:technologist 1F4BC:office_worker 1F527:mechanic
+1F52C:scientist 1F680:astronaut 1F692:firefighter 1F9AF:white_cane 1F9B0:red_hair
+1F9B1:curly_hair 1F9B2:bald 1F9B3:white_hair 1F9BC:motorized_wheelchair
+1F9BD:manual_wheelchair 1FAA9:disc_jockey 2695:health_worker 2696:judge 2708:pilot
+1F3C3:running 1F3C4:surfing 1F3CA:swimming 1F3CB:lifting_weights 1F3CC:golfing
+1F46E:police_officer 1F46F:bunny_ears 1F470:veil 1F471:blond_hair 1F473:turban
+1F477:construction_worker 1F481:tipping_hand 1F482:guard 1F486:massage 1F487:haircut
+1F575:detective 1F645:gesturing_no 1F646:gesturing_ok 1F647:bowing 1F64B:raising_hand
+1F64D:frowning 1F64E:pouting 1F6A3:rowing 1F6B4:cycling 1F6B5:mountain_biking 1F6B6:walking
+1F926:facepalming 1F935:suit 1F937:shrugging 1F938:cartwheel 1F939:juggling 1F93C:wrestling
+1F93D:water_polo 1F93E:handball 1F9B8:superhero 1F9B9:supervillain 1F9CD:standing
+1F9CE:kneeling 1F9CF:deaf 1F9D4:beard 1F9D6:sauna 1F9D7:climbing 1F9D8:lotus_position
+1F9D9:mage 1F9DA:fairy 1F9DB:vampire 1F9DC:merfolk 1F9DD:elf 1F9DE:genie 1F9DF:zombie
+26F9:bouncing_ball E0AC:face_mask E0AD:sneezing 27A1:right
+"""
+_ROLES = dict(entry.split(":") for entry in _ROLE_NAMES.split())
 _OTHER_PEOPLE = {_MAN, _WOMAN, "1F466", "1F467", "1F476", "1F9D1"}
 _COUPLES = {"2764", "1F91D", "1F48B"}
 
@@ -63,7 +83,7 @@ def render(cache: Path) -> Path:
     """
     font = _package() / "font" / "glyf_colr0.ttf"
     folder = cache / f"emoji-{_digest(font)}"
-    if (folder / TABLE).is_file():
+    if _is_whole(folder):
         return folder
     cache.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=".emoji-", dir=cache))
@@ -100,13 +120,8 @@ def _drawing(name: str) -> Drawing | None:
 
 
 def _role(codes: list[str]) -> str:
-    """A readable name: `rocket` for an astronaut, `adult` where nothing is added."""
-    words = [_word(code) for code in codes] or ["adult"]
-    return "_".join(words).replace(" ", "_").replace("-", "_").lower()
-
-
-def _word(code: str) -> str:
-    return unicodedata.name(chr(int(code, 16)), f"u{code}")
+    """A readable name: `astronaut`, `running_right`, or `adult` where nothing is added."""
+    return "_".join(_ROLES[code] for code in codes) or "adult"
 
 
 def _fill(folder: Path, font: Path) -> None:
@@ -145,10 +160,18 @@ def _draw(text: str, face: "ImageFont.FreeTypeFont") -> "Image.Image":
 def _put(part: Path, folder: Path) -> None:
     try:
         part.rename(folder)
-    except OSError:  # another process was first, or an unfinished folder is in the way
-        if not (folder / TABLE).is_file():
+    except OSError:  # another process was first, or a folder that has lost files is in the way
+        if not _is_whole(folder):
             shutil.rmtree(folder, ignore_errors=True)
             part.rename(folder)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        names = set(os.listdir(folder))
+    except FileNotFoundError:
+        return False
+    return TABLE in names and len(names) > NUM_PICTURES
 
 
 def _package() -> Path:
