@@ -286,8 +286,8 @@ def _tail_overwrites_what_the_trunk_reads(self: Toy, x: torch.Tensor) -> torch.T
 
 
 def _tail_overwrites_under_another_name(self: Toy, x: torch.Tensor) -> torch.Tensor:
-    y = x.view(-1)
-    return self.block(x.add_(self.gain)) + y.view_as(x)
+    y = x.flatten(2)
+    return (self.block(x.add_(self.gain)).flatten(2) + y).unflatten(2, (32, 32))
 
 
 @pytest.mark.parametrize(
@@ -325,17 +325,26 @@ def test_a_network_that_cannot_be_followed_is_not_cut_and_the_log_says_why(
     assert reason in caplog.text
 
 
+class Passing(nn.Module):
+    """Hands on its input itself, which its parameter makes look unlikely."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.weight if self.training else x
+
+
 def test_an_example_that_shows_a_difference_prevents_the_cut(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Two names for one memory, written to by the tail: what the graph does not show."""
-
     def middle(self: Toy, x: torch.Tensor) -> torch.Tensor:
-        y = x.view(x.shape)
-        return self.block(x.add_(self.scale_)) + y.relu()
+        y = self.part(x)
+        return self.block(x.add_(self.gain)) + y
 
-    module = toy(middle)
-    module.scale_ = nn.Parameter(torch.tensor(2.0))
+    module = toy(middle, part=Passing())
+    module.part.eval()
     with caplog.at_level(logging.INFO):
         assert cut(module, pictures()) is None
     assert "differ from the network by" in caplog.text

@@ -231,7 +231,7 @@ class _Parts:
             target
             for node in self.moving
             if self._is_in_place(node)
-            for target in self._aliases(node.all_input_nodes[0])
+            for target in _reached(node.all_input_nodes[0], self._lenders)
         }
         return (node for node in crossing if node in written)
 
@@ -245,7 +245,7 @@ class _Parts:
         """
         order = {node: i for i, node in enumerate(self.graph.nodes)}
         for write in filter(self._is_in_place, self.graph.nodes):
-            names = self._aliases(write.all_input_nodes[0])
+            names = self._names_of(write.all_input_nodes[0])
             users = [user for name in names for user in name.users]
             if write in self.moving:
                 late = [u for u in users if u not in self.moving and order[u] > order[write]]
@@ -255,16 +255,17 @@ class _Parts:
             if is_hidden:
                 raise _NoCut(f"{_place(write)} overwrites what is needed elsewhere")
 
-    def _aliases(self, node: Node) -> set[Node]:
-        """The node, and those whose memory its value may share."""
-        found, todo = set[Node](), [node]
-        while todo:
-            current = todo.pop()
-            if current not in found:
-                found.add(current)
-                if not self._is_new(current):
-                    todo += current.all_input_nodes
-        return found
+    def _names_of(self, node: Node) -> set[Node]:
+        """All nodes whose values may share the memory of this one's."""
+        return _reached(
+            node, lambda n: [*self._lenders(n), *(u for u in n.users if n in self._lenders(u))]
+        )
+
+    def _lenders(self, node: Node) -> list[Node]:
+        """The inputs whose memory a node's value may share: of what writes in place, the target."""
+        if node.op == "output" or self._is_new(node) or _is_size(node):
+            return []
+        return node.all_input_nodes[: 1 if self._is_in_place(node) else None]
 
     def _is_new(self, node: Node) -> bool:
         """Whether a node surely makes a tensor of its own: not a view, not its own input."""
@@ -297,6 +298,16 @@ _WRITES: set[Callable[..., Any]] = {
 }  # fmt: skip
 
 
+def _reached(start: Node, neighbours: Callable[[Node], list[Node]]) -> set[Node]:
+    found, todo = set[Node](), [start]
+    while todo:
+        node = todo.pop()
+        if node not in found:
+            found.add(node)
+            todo += neighbours(node)
+    return found
+
+
 def _changes(module: nn.Module) -> bool:
     """Whether training changes what a module computes: it trains, or is in a mode that does."""
     if any(parameter.requires_grad for parameter in module.parameters()):
@@ -327,7 +338,7 @@ def _function_name(node: Node) -> str:
 def _place(node: Node) -> str:
     """The outermost module whose output a node is, else what it does."""
     for path in node.meta.get("nn_module_stack", {}):
-        if path and not any(_is_inside(user, path) for user in node.users):
+        if path and not any(path in user.meta.get("nn_module_stack", {}) for user in node.users):
             return str(path)
     if node.op == "call_module":
         return str(node.target)
@@ -335,7 +346,3 @@ def _place(node: Node) -> str:
         return f"part of {_place(node.all_input_nodes[0])}"
     within = list(node.meta.get("nn_module_stack", {}))
     return _function_name(node) + (f" in {within[-1]}" if within else "")
-
-
-def _is_inside(node: Node, path: str) -> bool:
-    return path in node.meta.get("nn_module_stack", {})
