@@ -18,6 +18,8 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff",
 # upwards. `a/../b` would stay inside as text, but not where `a` is a link.
 _DOUBTFUL = re.compile(r"^\s*$|[\0\\]|^[~/]|^[A-Za-z]:|(?:^|/)\.\.(?:/|$)")
 
+_MISSING = "missing"
+
 
 def folder(value: str, key: str) -> Path:
     """The absolute path of a folder of pictures that the user named.
@@ -52,10 +54,11 @@ def problems(raw: Raw, *, allow_absolute: bool, allow_missing: bool) -> list[str
     for i, name in enumerate(raw.ids):
         # One search for a name without fault: there may be a million.
         reason = _as_text(name, allow_absolute) if _DOUBTFUL.search(name) else ""
-        if reason or (reason := on_disk.leaves(name)):
-            reasons.setdefault(reason, []).append(i)
-        elif not on_disk.has_last:
+        reason = reason or on_disk.problem(name)
+        if reason == _MISSING:
             missing.append(i)
+        elif reason:
+            reasons.setdefault(reason, []).append(i)
     said = [
         f"{raw.name}: {raw.rows(found)}: {reason}: {raw.ids[found[0]]!r}."
         for reason, found in reasons.items()
@@ -80,10 +83,9 @@ class _Disk:
         self.start = f"{root}/"
         self.inside = os.path.realpath(root)
         self.folders: dict[str, bool] = {}
-        self.has_last = False  # whether the name asked about last is there
 
-    def leaves(self, name: str) -> str:
-        """How a name leads out of the root, or nothing. An absolute name was allowed to."""
+    def problem(self, name: str) -> str:
+        """What is wrong with where a name leads, or nothing. An absolute name may lead anywhere."""
         is_absolute = name.startswith("/")
         if "/" in name and not is_absolute and self._folder_leaves(os.path.dirname(name)):
             return "a folder that is a link out of the pictures' folder"
@@ -91,9 +93,7 @@ class _Disk:
         try:
             mode = os.lstat(path).st_mode
         except OSError:
-            self.has_last = False
-            return ""
-        self.has_last = True
+            return _MISSING
         is_link = stat.S_ISLNK(mode) and not is_absolute
         return "a link out of the pictures' folder" if is_link and self._is_outside(path) else ""
 
