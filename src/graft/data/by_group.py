@@ -16,7 +16,7 @@ Group = list[tuple[int, int]]
 
 def divide(
     labels: NDArray[np.int64], names: NDArray[np.generic], shares: Mapping[str, float], seed: int
-) -> dict[str, Part]:
+) -> dict[str, NDArray[np.int64]]:
     """Each part's rows, in the table's order.
 
     Args:

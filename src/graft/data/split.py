@@ -6,9 +6,9 @@ Which of three ways is taken:
 - No groups: two calls of scikit-learn's `train_test_split` with the labels and the seed. First
   validation and test together, then one from the other; so the split of many a notebook can be
   had index for index.
-- Groups: the greedy assignment of `by_group.py`. scikit-learn's StratifiedGroupKFold makes equal folds
-  only, leaves classes of few groups out of folds, kept the classes' shares less well where groups
-  are of uneven size, and took dozens of times as long on 30,000 pictures of 10,000 persons.
+- Groups: the greedy assignment of `by_group.py`. scikit-learn's StratifiedGroupKFold makes equal
+  folds only, leaves classes of few groups out of folds, kept the classes' shares less well where
+  groups are of uneven size, and took dozens of times as long on 30,000 pictures of 10,000 persons.
 """
 
 from collections.abc import Mapping, Sequence
