@@ -13,6 +13,7 @@ from hydra.core.plugins import Plugins
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, RunMode
+from hydra.version import _UNSPECIFIED_, VersionBase
 
 Launch = Callable[..., Sequence[JobReturn]]
 
@@ -22,6 +23,8 @@ def _fresh_hydra() -> Iterator[None]:
     """Hydra keeps global state; without this, one test's version_base changes the next test."""
     Plugins.instance()  # finds the plugins, whose options are part of the state
     state = Singleton.get_state()
+    # `graft.app`, once imported, has set 1.3 for the whole process; Hydra's suite sets none.
+    VersionBase.instance().version_base = _UNSPECIFIED_
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield

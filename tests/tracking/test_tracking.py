@@ -215,6 +215,15 @@ def test_another_store_gets_the_same_with_the_same_times(
     assert len(list((tmp_path / "other").rglob("model.safetensors"))) == 4
 
 
+def test_the_command_of_the_warning_sends_what_is_missing(lab: Any) -> None:
+    lab.record(0)
+    command = [sys.executable, "-m", "graft.tracking", str(lab.folder)]
+    sent = subprocess.run(command, capture_output=True, text=True)
+    assert (sent.returncode, sent.stderr) == (0, "")
+    assert sent.stdout.startswith("http://127.0.0.1:5000/#/experiments/")
+    assert tuple(lab.seen().runs()) == lab.titles[:1]
+
+
 def test_a_prepared_view_that_fails_harms_nothing(
     lab: Any, monkeypatch: pytest.MonkeyPatch, warnings_of: Any
 ) -> None:

@@ -137,6 +137,19 @@ def test_a_password_is_in_no_log_and_no_file(lab_at: Any, closed: str, warnings_
     assert not any(b"hunter2" in content for content in written)
 
 
+def test_a_password_is_asked_for_when_it_is_needed_again(
+    lab_at: Any, closed: str, warnings_of: Any, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, tables: Path,
+) -> None:  # fmt: skip
+    lab = lab_at(closed.replace("http://", "http://me:hunter2@"))
+    lab.train_all()
+    assert sync(lab.folder) is None
+    assert "give --uri" in warnings_of()[-1]
+    shutil.copy(tables, tmp_path / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    assert sync(lab.folder) is not None
+
+
 def test_a_server_that_dies_and_returns_misses_nothing_and_nobody_waits(
     lab_at: Any, server: Any, warnings_of: Any
 ) -> None:

@@ -22,12 +22,11 @@ import PIL
 from PIL import Image
 
 from graft.data.pictures import Unreadable, opened, opened_file, rgb
+from graft.data.raw import SHOWN
 from graft.record import write_whole
 
 # Raised when the facts or the rule of decoding change; another Pillow decodes again, too.
 FORMAT = 1
-
-SHOWN = 10  # files that a message lists before it only counts
 
 # A file that changed this recently may change again without its time showing it.
 _SETTLED_S = 2.0
@@ -129,9 +128,9 @@ def check(
 
 
 def message(bad: Sequence[BadPicture], total: int, on_bad_image: Literal["error", "skip"]) -> str:
-    """What to tell the user of bad pictures: the first ten, with row (from 0) and path."""
-    count = f"{len(bad):,} of {total:,} pictures cannot be used"
-    lines = [f"  row {one.row} ({one.id}): {one.path}: {one.reason}" for one in bad[:SHOWN]]
+    """What to tell the user of bad pictures: the first ten, each with its row and path."""
+    count = f"{len(bad):,} of {total:,} pictures cannot be used (rows from 1, without the header)"
+    lines = [f"  row {one.row + 1}: {one.path}: {one.reason}" for one in bad[:SHOWN]]
     if len(bad) > SHOWN:
         lines.append(f"  and {len(bad) - SHOWN:,} more")
     if on_bad_image == "skip":
@@ -155,8 +154,8 @@ def leaks(
     if across:
         problems.append(
             f"{_pictures(across)} stand in more than one split, such as "
-            f"{_shown(across[0], ids, splits)}. Remove the copies, keep them together by "
-            "dataset.group=..., or accept it: dataset.on_leak=warn."
+            f"{_shown(across[0], ids, splits)}. Remove the copies, or keep them together by "
+            "dataset.group=..."
         )
     if torn:
         notes.append(
@@ -221,7 +220,8 @@ class _Looks:
                 width, height = picture.size
                 rgb(picture)
                 more = _has_more(picture)
-                _must_be_intact(path)
+                if picture.format == "PNG":
+                    _must_be_intact(path)
                 return _Facts(stamp, digest, width, height, str(picture.format), more)
         except Unreadable as error:
             return error.reason

@@ -53,6 +53,10 @@ def mask(uri: str) -> str:
     return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}:***@{host}"))
 
 
+def is_masked(uri: str) -> bool:
+    return ":***@" in uri
+
+
 def secret(uri: str) -> str | None:
     """The password in a URI, as it is spelled there."""
     return urlsplit(uri).password or None

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import logging
+import os
 import shlex
 import uuid
 from collections.abc import Mapping, Sequence
@@ -14,6 +16,8 @@ from graft.tracking.client import Store, now_ms
 from graft.tracking.letter import Letter
 from graft.tracking.line import Line
 from graft.tracking.run import FINISH_S, OffRun, RunTracking, harmless, upload_s
+
+log = logging.getLogger("graft")
 
 FILE = "tracking.json"
 OFF = "off"
@@ -146,7 +150,8 @@ class SweepTracking:
             else:
                 upload.Child().finish(store, self.info, parent, one, record, self._line.uri)
         upload.close_rest(store, self.info, parent)
-        upload.end_parent(store, self.info, parent, _status(self.folder, letters), results)
+        status = _status(self.folder, letters)
+        upload.end_parent(store, parent, status, results, self._line.uri)
         try:
             upload.write_view(store, self.info, parent, _metric(letters))
         except Exception as error:
@@ -175,16 +180,24 @@ def sync(sweep_dir: Path, uri: str | None = None) -> str | None:
 
     Args:
         sweep_dir: the sweep's folder.
-        uri: a tracking URI; by default the one that the sweep was run with.
+        uri: a tracking URI; by default the one that the sweep was run with, or
+            MLFLOW_TRACKING_URI where that one had a password.
 
     Returns:
         The link to the sweep's prepared view; None where something could not be sent.
     """
     known = read_json(sweep_dir / FILE) or {}
     asked = read_json(sweep_dir / SWEEP) or {}
+    uri = uri or known.get("uri")
+    if uri and places.is_masked(uri):
+        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        if uri is None:
+            log.warning("The password of %s is stored nowhere: give --uri, or set "
+                        "MLFLOW_TRACKING_URI.", known["uri"])  # fmt: skip
+            return None
     sweep = SweepTracking.open(
         sweep_dir,
-        Tracking(uri=uri or known.get("uri"), experiment=known.get("experiment", "graft")),
+        Tracking(uri=uri, experiment=known.get("experiment", "graft")),
         name=known.get("name", sweep_dir.resolve().name),
         command=known.get("command", asked.get("command", "")),
         axes=known.get("axes", asked.get("axes", [])),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from graft.tracking.client import Run
 
 _FILES = (CONFIG, EPOCHS, PREDICTIONS, CHECKPOINT, ENVIRONMENT, RUN, LOG)
-_TEXT = (".yaml", ".json", ".log")
+_TEXT = (".yaml", ".json", ".log", ".html", ".csv")
 
 _EXPERIMENT_NOTE = (
     "A parent run per sweep, a child per run. The menu **Views** has a view of every sweep."
@@ -161,10 +161,10 @@ def close_rest(store: Store, info: SweepInfo, parent: Parent) -> None:
 
 
 def end_parent(
-    store: Store, info: SweepInfo, parent: Parent, status: str, results: Sequence[Path]
+    store: Store, parent: Parent, status: str, results: Sequence[Path], uri: str
 ) -> None:
     for path in results:
-        store.log_file(parent.run, path)
+        _send_file(store, parent.run, path, None, uri)
     store.log(parent.run, tags={"status": "killed" if status == "running" else status})
     store.end(parent.run, MLFLOW_STATUS[status], now_ms())
 
@@ -205,7 +205,8 @@ def _files_of(store: Store, run: str, record: Record, uri: str) -> Exception | N
     problem = None
     for path in files(record):
         try:
-            _send_file(store, run, record, path, uri)
+            folder = "figures" if path.parent != record.path else None
+            _send_file(store, run, path, folder, uri)
         except Exception as error:
             problem = problem or error
     try:
@@ -216,12 +217,11 @@ def _files_of(store: Store, run: str, record: Record, uri: str) -> Exception | N
     return problem
 
 
-def _send_file(store: Store, run: str, record: Record, path: Path, uri: str) -> None:
+def _send_file(store: Store, run: str, path: Path, folder: str | None, uri: str) -> None:
     if secret(uri) and path.suffix in _TEXT:
         text = path.read_text(encoding="utf-8", errors="replace")
         store.log_text(run, without_secret(text, uri), path.name)
         return
-    folder = "figures" if path.parent != record.path else None
     store.log_file(run, path, folder)
 
 
