@@ -102,6 +102,7 @@ def prepare(jobs: Sequence[DictConfig]) -> None:
     command = shlex.join([Path(sys.argv[0]).name, *_as_typed])
     folder = sweep.prepare([sweep.Asked(*one) for one in asked], command=command)
     _prepared.append(folder)
+    _known.update(name for name, _, _ in asked)
 
 
 def typed(cfg: DictConfig) -> RunConfig:
@@ -122,11 +123,11 @@ def _job(cfg: DictConfig) -> float:
     merged = cfg.copy()
     with open_dict(merged):
         merged.hydra = cast(Any, whole).hydra
-    if not _prepared:  # a single run, or a launcher other than ours
+    name = _run_name(merged)
+    if name not in _known:  # a single run, or a launcher other than ours
         prepare([merged])
     from graft import sweep
 
-    name = _run_name(merged)
     return sweep.run(sweep.Asked(name, _choices(merged), typed(merged)))
 
 
@@ -134,6 +135,7 @@ def _job(cfg: DictConfig) -> float:
 
 _as_typed: list[str] = []
 _prepared: list[Path] = []
+_known: set[str] = set()
 
 
 def _with_names(arguments: Sequence[str]) -> list[str]:

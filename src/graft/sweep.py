@@ -9,7 +9,7 @@ from typing import Any
 
 from graft import backbones, metrics, record, train
 from graft.config import METRICS, RunConfig, to_dict
-from graft.errors import BadRequest, ConfigError, GraftError, RecordError
+from graft.errors import BadRequest, ConfigError, GraftError, RecordError, RunError
 from graft.identity import run_identity
 from graft.record import Record, read_json, read_run, read_runs, write_json
 from graft.report.__main__ import print_table, write_report
@@ -93,8 +93,7 @@ def run(asked: Asked) -> float:
             config, asked.folder, dataset, choices=asked.choices, followers=[follower]
         )
     except Exception as error:
-        _report_failure(asked, error, follower)
-        raise
+        raise RunError(_report_failure(asked, error, follower)) from error
     _draw(done)
     scores = _scores(done)
     follower.finish(done, "completed", None, scores)
@@ -310,19 +309,19 @@ def _draw(done: Record) -> None:
         _warn_once(f"The figures of a run could not be drawn ({error}).")
 
 
-def _report_failure(asked: Asked, error: Exception, follower: Any) -> None:
-    """Say at once that a run failed, and why."""
+def _report_failure(asked: Asked, error: Exception, follower: Any) -> str:
+    """Say at once that a run failed, and why; the reason."""
     try:
         found: Record | None = read_run(asked.folder)
     except RecordError:
         found = None
-    status = found.info["status"] if found else "failed"
-    reason = (found.info["reason"] if found else None) or str(error)
+    status = str(found.info["status"]) if found else "failed"
+    reason = str((found.info["reason"] if found else None) or error)
     log.error("  %s: %s", status, reason)
     if not isinstance(error, GraftError):
         log.error("  log: %s", asked.folder / record.LOG)
-        logging.getLogger("graft.traceback").debug("", exc_info=error)
     follower.finish(found, status, reason, {})
+    return reason
 
 
 def _close_unfinished(folder: Path, reason: str) -> None:

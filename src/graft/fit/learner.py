@@ -126,13 +126,14 @@ class Learner:
         return patience is not None and len(self.history) - self.best_epoch >= patience
 
     def _is_best(self, row: dict[str, float]) -> bool:
-        """Strictly better than every epoch before: of equal epochs the first is kept."""
+        """Strictly better than every epoch before; of equal ones the lower validation loss, then
+        the earlier. On a small validation set equal accuracies are common."""
         metric = self.config.metric
         if metric not in row:
             return False
         sign = 1 if METRICS[metric] == "max" else -1
-        before = [old[metric] for old in self.history[:-1] if metric in old]
-        return not before or sign * row[metric] > max(sign * value for value in before)
+        ranks = [(sign * r[metric], -r["val_loss"]) for r in self.history if metric in r]
+        return len(ranks) == 1 or ranks[-1] > max(ranks[:-1])
 
     # --- inside ---------------------------------------------------------------------------
 
