@@ -15,8 +15,9 @@ from graft.tracking.line import Line
 
 log = logging.getLogger("graft")
 
-# How long the end of a run waits for its upload, and 2 MB/s more.
-FINISH_S = 20.0
+# How long the end of a run waits for its upload, and 2 MB/s more. Opening a store takes 20 s on a
+# busy machine; what hangs is given up long before, except a database.
+FINISH_S = 60.0
 
 P = ParamSpec("P")
 T = TypeVar("T")
