@@ -1,0 +1,41 @@
+"""Names of sweeps and runs: the same choice, the same name; safe in any path."""
+
+import pytest
+
+from graft.naming import MAX_LENGTH, run_name, sweep_name
+
+
+def test_a_run_is_named_after_its_choices() -> None:
+    values = {"strategy": "head_only", "optimizer.lr": 1e-3}
+    assert run_name(values) == "strategy=head_only,optimizer.lr=0.001"
+
+
+def test_a_run_without_choices_has_a_name() -> None:
+    assert run_name({}) == "defaults"
+
+
+@pytest.mark.parametrize("value", ["../../etc", "/abs/path", "a b", "x\n", "ü", "~", "", "a/b"])
+def test_a_name_never_leaves_its_folder(value: str) -> None:
+    name = run_name({"dataset.csv": value})
+    assert "/" not in name and name not in (".", "..") and name.isascii() and name.isprintable()
+
+
+def test_values_that_clean_alike_keep_different_names() -> None:
+    assert run_name({"k": "a/b"}) != run_name({"k": "a b"}) != run_name({"k": "a_b"})
+
+
+def test_a_long_name_is_cut_and_stays_unique() -> None:
+    first, second = (run_name({"k": "x" * 300 + end}) for end in "ab")
+    assert len(first) <= MAX_LENGTH and first != second
+
+
+def test_another_value_of_an_axis_is_the_same_sweep() -> None:
+    fixed = {"epochs": "5", "output_dir": "/a", "device": "cpu"}
+    name = sweep_name(["strategy", "optimizer.lr"], fixed)
+    assert name.startswith("strategy_lr_")
+    assert name == sweep_name(["strategy", "optimizer.lr"], fixed | {"output_dir": "/b"})
+    assert name != sweep_name(["strategy", "optimizer.lr"], fixed | {"epochs": "6"})
+
+
+def test_an_experiment_names_its_sweep() -> None:
+    assert sweep_name([], {"experiment": "celeba_gender"}) == "celeba_gender"

@@ -1,0 +1,93 @@
+"""The folder of a run: what is written comes back, whole or not at all."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from graft.errors import RecordError
+from graft.record import (
+    CHECKPOINT,
+    PREDICTIONS,
+    RUN,
+    Predictions,
+    RunFolder,
+    read_run,
+    read_runs,
+    write_json,
+    write_whole,
+)  # fmt: skip
+
+
+def _predictions(classes: tuple[str, ...]) -> Predictions:
+    labels = np.array([0, 1, 1, 0], dtype=np.int64)
+    random = np.random.default_rng(0)
+    shape = (4,) if len(classes) == 2 else (4, len(classes))
+    scores = random.random(shape).astype(np.float32)
+    splits = np.array(["val", "val", "test", "test"], dtype=object)
+    return Predictions(np.array(list("abcd"), dtype=object), splits, labels, scores, classes)
+
+
+@pytest.mark.parametrize(
+    "classes", [("-1", "1"), ("NA", "001", "1.0"), ("id", "label", "split", "score")], ids=str
+)
+def test_predictions_come_back_as_they_were(tmp_path: Path, classes: tuple[str, ...]) -> None:
+    before = _predictions(classes)
+    folder = RunFolder(tmp_path / "run")
+    folder.write_predictions(before)
+    folder.write_run({"status": "completed", "classes": list(classes)})
+    after = read_run(tmp_path / "run").predictions
+    np.testing.assert_array_equal(after.scores, before.scores)
+    np.testing.assert_array_equal(after.labels, before.labels)
+    assert after.ids.tolist() == before.ids.tolist() and after.classes == classes
+
+
+def test_two_classes_are_stored_as_a_score_and_a_label_of_0_or_1(tmp_path: Path) -> None:
+    RunFolder(tmp_path).write_predictions(_predictions(("-1", "1")))
+    table = pd.read_parquet(tmp_path / PREDICTIONS)
+    assert list(table.columns) == ["id", "split", "label", "score"]
+    assert table["label"].tolist() == [0, 1, 1, 0]
+
+
+def test_a_writer_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail(part: Path) -> None:
+        part.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(path, fail)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    state = {"weight": torch.randn(3, 4).t(), "count": torch.tensor(3)}
+    RunFolder(tmp_path).write_checkpoint(state)
+    after = load_file(tmp_path / CHECKPOINT)
+    assert all(torch.equal(after[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "\x00\x01"])
+def test_a_damaged_record_is_an_error_that_names_it(tmp_path: Path, text: str) -> None:
+    (tmp_path / RUN).write_text(text)
+    with pytest.raises(RecordError, match=r"run\.json is missing or damaged"):
+        read_run(tmp_path)
+
+
+def test_a_record_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    write_json(tmp_path / RUN, {"format": 99, "status": "completed"})
+    with pytest.raises(RecordError, match="newer version"):
+        read_run(tmp_path)
+
+
+def test_runs_come_in_the_order_in_which_they_were_asked_for(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        RunFolder(tmp_path / name).write_run({"status": "completed"})
+    write_json(tmp_path / "sweep.json", {"runs": [{"run": "c"}, {"run": "a"}]})
+    assert [run.name for run in read_runs(tmp_path)] == ["c", "a", "b"]

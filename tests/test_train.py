@@ -1,0 +1,149 @@
+"""One run, whole: repeatable, exact, frozen where it should be, honest about what went wrong."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from graft import metrics, train
+from graft.config import Adam, CrossEntropy, RandomCrop, RunConfig, from_dict
+from graft.errors import ConfigError, Diverged
+from graft.record import CHECKPOINT, EPOCHS, Record, read_run
+from graft.strategies import FineTune, Full, HeadOnly, Strategy
+
+
+def _run(config: RunConfig, folder: Path) -> Record:
+    resolved = train.resolve(config)
+    return train.train(resolved, folder, train.load_dataset(resolved))
+
+
+def test_the_same_run_twice_gives_the_same_bits(tiny_config: RunConfig, tmp_path: Path) -> None:
+    first, second = (_run(tiny_config, tmp_path / name) for name in "ab")
+    torch.randn(3)  # the global random state must not matter
+    weights = [load_file(run.path / CHECKPOINT) for run in (first, second)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    columns = [c for c in first.epochs.columns if c != "seconds"]
+    assert first.epochs[columns].equals(second.epochs[columns])
+
+
+def test_another_seed_gives_another_run(tiny_config: RunConfig, tmp_path: Path) -> None:
+    first = _run(tiny_config, tmp_path / "a")
+    second = _run(replace(tiny_config, seed=1), tmp_path / "b")
+    assert first.epochs["train_loss"].tolist() != second.epochs["train_loss"].tolist()
+
+
+@pytest.mark.parametrize("strategy", [HeadOnly(), FineTune(2), Full()], ids=repr)
+def test_cut_and_uncut_training_give_the_same_numbers(
+    tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: Strategy
+) -> None:
+    config = replace(tiny_config, strategy=strategy)
+    cut = _run(config, tmp_path / "cut")
+    monkeypatch.setattr(train, "cut", lambda module: None)
+    whole = _run(config, tmp_path / "whole")
+    columns = [c for c in cut.epochs.columns if c != "seconds"]
+    np.testing.assert_allclose(
+        cut.epochs[columns].to_numpy(), whole.epochs[columns].to_numpy(), rtol=0, atol=1e-6
+    )
+
+
+def test_what_is_frozen_does_not_change_statistics_included(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    config = train.resolve(replace(tiny_config, strategy=HeadOnly()))
+    before = train.build_network(config, ("a", "b"), torch.device("cpu")).module.state_dict()
+    after = load_file(_run(config, tmp_path / "run").path / CHECKPOINT)
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    assert changed and all(name.startswith("classifier") for name in changed)
+
+
+def test_the_best_epoch_is_kept_and_its_predictions_stored(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    done = _run(replace(tiny_config, epochs=4), tmp_path / "run")
+    best = done.epochs.iloc[done.info["best_epoch"] - 1]
+    assert best["val_accuracy"] == done.epochs["val_accuracy"].max()
+    scores = metrics.scores(done.predictions.of("val"))
+    assert scores["accuracy"] == pytest.approx(best["val_accuracy"])
+    assert set(done.predictions.splits) == {"val", "test"}
+
+
+def test_the_test_split_takes_no_part_in_training(tiny_config: RunConfig, tmp_path: Path) -> None:
+    config = train.resolve(tiny_config)
+    dataset = train.load_dataset(config)
+    first = train.train(config, tmp_path / "a", dataset)
+    labels = dataset.examples.labels.copy()
+    labels[dataset.examples.test] = 1 - labels[dataset.examples.test]
+    swapped = replace(dataset, examples=replace(dataset.examples, labels=labels))
+    second = train.train(config, tmp_path / "b", swapped)
+    columns = [c for c in first.epochs.columns if c != "seconds"]
+    assert first.epochs[columns].equals(second.epochs[columns])
+    assert first.info["best_epoch"] == second.info["best_epoch"]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_its_status(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    config = replace(tiny_config, optimizer=Adam(lr=1e30))
+    with pytest.raises(Diverged, match=r"optimizer\.lr=1e\+30"):
+        _run(config, tmp_path / "run")
+    done = read_run(tmp_path / "run")
+    assert done.info["status"] == "diverged" and "loss became" in done.info["reason"]
+    assert not done.is_completed
+
+
+def test_early_stopping_ends_after_patience(tiny_config: RunConfig, tmp_path: Path) -> None:
+    config = replace(tiny_config, epochs=30, patience=1, optimizer=Adam(lr=1e-12))
+    done = _run(config, tmp_path / "run")
+    assert len(done.epochs) < 30
+    assert len(done.epochs) == done.info["best_epoch"] + 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"augmentation": RandomCrop()},
+        {"loss": CrossEntropy(class_weights="balanced", label_smoothing=0.1)},
+        {"sampling": "balanced"},
+        {"precision": "bfloat16"},
+        {"batch_size": 500},
+        {"batch_size": 63},
+        {"metric": "val_loss"},
+    ],
+    ids=str,
+)
+def test_every_choice_trains(
+    tiny_config: RunConfig, tmp_path: Path, change: dict[str, object]
+) -> None:
+    done = _run(replace(tiny_config, epochs=1, **change), tmp_path / "run")  # type: ignore[arg-type]
+    assert done.is_completed and len(done.epochs) == 1
+    assert (
+        (done.path / EPOCHS)
+        .read_text()
+        .startswith("epoch,train_loss,train_accuracy,val_loss,val_accuracy")
+    )
+
+
+def test_a_device_that_is_not_there_is_named(tiny_config: RunConfig) -> None:
+    with pytest.raises(ConfigError, match="device=cuda:9 is not there"):
+        train.resolve(replace(tiny_config, device="cuda:9"))
+
+
+def test_float16_on_a_cpu_is_refused(tiny_config: RunConfig) -> None:
+    with pytest.raises(ConfigError, match="precision=float16 needs a GPU"):
+        train.resolve(replace(tiny_config, precision="float16"))
+
+
+def test_many_classes_have_a_score_each(
+    tiny_values: dict[str, Any], tiny_pictures: Path, tmp_path: Path
+) -> None:
+    lines = (tiny_pictures / "labels.csv").read_text().splitlines()
+    rows = [f"{row.split(',')[0]},c{i % 4},x" for i, row in enumerate(lines[1:])]
+    (tmp_path / "four.csv").write_text("\n".join(["filename,Male,person", *rows]))
+    tiny_values["dataset"]["csv"] = str(tmp_path / "four.csv")
+    done = _run(from_dict(tiny_values), tmp_path / "run")
+    assert done.predictions.scores.shape == (16, 4)
+    np.testing.assert_allclose(done.predictions.scores.sum(axis=1), 1, atol=1e-5)
