@@ -34,6 +34,7 @@ def _checked(rule: Rule, **kwargs: Any) -> Any:
 
 POSITIVE = Rule(lambda v: v > 0, "a number above 0")
 NOT_NEGATIVE = Rule(lambda v: v >= 0, "0 or more")
+SEED = Rule(lambda v: 0 <= v < 2**32, "a whole number, 0 to 4294967295")  # as scikit-learn takes
 COUNT = Rule(lambda v: v >= 1, "a whole number of at least 1")
 FRACTION = Rule(lambda v: 0 <= v < 1, "a fraction, 0 or more and below 1")
 SPLIT_FRACTIONS = Rule(
@@ -55,7 +56,7 @@ class Dataset:
     classes: tuple[str, ...] | None = None
     positive: str | None = None
     fractions: tuple[float, ...] = _checked(SPLIT_FRACTIONS, default=(0.8, 0.1, 0.1))
-    split_seed: int = _checked(NOT_NEGATIVE, default=42)
+    split_seed: int = _checked(SEED, default=42)
     min_class: Literal["error", "drop"] = "error"
     on_bad_image: Literal["error", "skip"] = "error"
     on_leak: Literal["error", "warn"] = "error"

@@ -122,7 +122,8 @@ def _without(table: Table, small: Mapping[str, int]) -> Table:
     """The table without the classes that are too small, which it says."""
     keep = np.array([i for i, label in enumerate(table.labels) if label not in small])
     said = listed([f"{name!r} ({count})" for name, count in small.items()])
-    note = f"dataset.min_class=drop left out {len(small)} classes with too few members: {said}."
+    count = f"{len(small)} class{'es' if len(small) > 1 else ''}"
+    note = f"dataset.min_class=drop left out {count} with too few members: {said}."
     return dataclasses.replace(_rows(table, keep), notes=(*table.notes, note))
 
 
@@ -160,7 +161,7 @@ def _side_notes(table: Table, config: Dataset, parts: Split) -> list[str]:
     notes = []
     if table.groups is not None and table.splits is not None:
         shared = crossing(table.groups, parts)
-        said = f"the split column puts {len(shared):,} groups on two sides: {listed(shared)}."
+        said = f"the split column puts groups on two sides: {listed(shared)}."
         if shared and config.on_leak == "error":
             raise DataError(
                 f"dataset.group={config.group}, dataset.split={config.split}: {said} "

@@ -72,7 +72,9 @@ def _parts(root: Path, shown: str) -> dict[Path, str]:
     if others or not named:
         return {}
     if len(set(named.values())) < len(named):
-        raise DataError(f"dataset.root={shown}: {listed(sorted(named))}: two of these are one.")
+        raise DataError(
+            f"dataset.root={shown}: {listed(sorted(named))}: two of these name one part."
+        )
     return {root / name: part for name, part in named.items()}
 
 

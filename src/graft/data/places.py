@@ -14,6 +14,9 @@ from graft.errors import DataError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
 
+# A file name without folders or odd characters: nearly all are so, and there may be a million.
+_PLAIN = re.compile(r"\w[\w.-]*")
+
 # Nothing, zero bytes, backslashes, the home directory, absolute paths, drive letters, any step
 # upwards. `a/../b` would stay inside as text, but not where `a` is a link.
 _DOUBTFUL = re.compile(r"^\s*$|[\0\\]|^[~/]|^[A-Za-z]:|(?:^|/)\.\.(?:/|$)")
@@ -49,16 +52,16 @@ def given(value: str) -> Path:
 def problems(raw: Raw, *, allow_absolute: bool, allow_missing: bool) -> list[str]:
     """What is wrong with the places that a table's file names stand for; opens no file."""
     reasons: dict[str, list[int]] = {}
-    missing = []
-    on_disk = _Disk(raw.root)
+    disk = _Disk(raw.root)
+    here, _ = disk.listed("")
+    is_plain = _PLAIN.fullmatch
     for i, name in enumerate(raw.ids):
-        # One search for a name without fault: there may be a million.
-        reason = _as_text(name, allow_absolute) if _DOUBTFUL.search(name) else ""
-        reason = reason or on_disk.problem(name)
-        if reason == _MISSING:
-            missing.append(i)
-        elif reason:
+        if name in here and is_plain(name):
+            continue
+        reason = _as_text(name, allow_absolute) or disk.problem(name)
+        if reason:
             reasons.setdefault(reason, []).append(i)
+    missing = reasons.pop(_MISSING, [])
     said = [
         f"{raw.name}: {raw.rows(found)}: {reason}: {raw.ids[found[0]]!r}."
         for reason, found in reasons.items()
@@ -69,6 +72,8 @@ def problems(raw: Raw, *, allow_absolute: bool, allow_missing: bool) -> list[str
 
 
 def _as_text(name: str, allow_absolute: bool) -> str:
+    if not _DOUBTFUL.search(name):
+        return ""
     if not name.strip():
         return "the file name is empty"
     if name.startswith("/") and not _DOUBTFUL.search(name.lstrip("/")):
@@ -77,34 +82,49 @@ def _as_text(name: str, allow_absolute: bool) -> str:
 
 
 class _Disk:
-    """Where names below a root lead, by their folders and links."""
+    """Where names below a root lead, by their folders and links. Each folder is listed once."""
 
     def __init__(self, root: Path) -> None:
-        self.start = f"{root}/"
-        self.inside = os.path.realpath(root)
-        self.folders: dict[str, bool] = {}
+        self._root = str(root)
+        self._inside = os.path.realpath(root)
+        self._listed: dict[str, tuple[frozenset[str], frozenset[str]]] = {}
+        self._leaves: dict[str, bool] = {}
+
+    def listed(self, folder: str) -> tuple[frozenset[str], frozenset[str]]:
+        """What is in a folder below the root, without links, and its links."""
+        if folder not in self._listed:
+            files: list[str] = []
+            links: list[str] = []
+            try:
+                with os.scandir(os.path.join(self._root, folder)) as entries:
+                    for entry in entries:
+                        (links if entry.is_symlink() else files).append(entry.name)
+            except OSError:
+                pass  # nothing of it can be read: its pictures are as good as missing
+            self._listed[folder] = frozenset(files), frozenset(links)
+        return self._listed[folder]
 
     def problem(self, name: str) -> str:
         """What is wrong with where a name leads, or nothing. An absolute name may lead anywhere."""
-        is_absolute = name.startswith("/")
-        if "/" in name and not is_absolute and self._folder_leaves(os.path.dirname(name)):
+        path = os.path.join(self._root, name)
+        if name.startswith("/"):
+            return "" if os.path.lexists(path) else _MISSING
+        folder, _, last = name.rpartition("/")
+        if self._folder_leaves(folder):
             return "a folder that is a link out of the pictures' folder"
-        path = name if is_absolute else self.start + name
-        try:
-            mode = os.lstat(path).st_mode
-        except OSError:
-            return _MISSING
-        is_link = stat.S_ISLNK(mode) and not is_absolute
-        return "a link out of the pictures' folder" if is_link and self._is_outside(path) else ""
+        files, links = self.listed(folder)
+        if last in links and self._is_outside(path):
+            return "a link out of the pictures' folder"
+        return "" if last in files or last in links else _MISSING
 
-    def _folder_leaves(self, name: str) -> bool:
-        if name not in self.folders:
-            self.folders[name] = self._is_outside(self.start + name)
-        return self.folders[name]
+    def _folder_leaves(self, folder: str) -> bool:
+        if folder not in self._leaves:
+            self._leaves[folder] = self._is_outside(os.path.join(self._root, folder))
+        return self._leaves[folder]
 
     def _is_outside(self, path: str) -> bool:
         real = os.path.realpath(path)
-        return real != self.inside and not real.startswith(self.inside.rstrip("/") + "/")
+        return real != self._inside and not real.startswith(self._inside.rstrip("/") + "/")
 
 
 def _say_missing(raw: Raw, missing: Sequence[int]) -> str:
