@@ -20,6 +20,7 @@ whole file or none. `run.json` is written last, so a run that says "completed" h
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -95,6 +96,7 @@ class RunFolder:
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+        text = without_password(text)
         write_whole(self.path / CONFIG, lambda part: part.write_text(text, encoding="utf-8"))
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
@@ -223,6 +225,11 @@ def read_runs(sweep: Path) -> list[Record]:
 def class_columns(classes: Sequence[str]) -> tuple[str, ...]:
     """Column names of the classes' scores: their own, unless a fixed column has that name."""
     return tuple(f"class {name}" if name in _NOT_CLASSES else name for name in classes)
+
+
+def without_password(text: str) -> str:
+    """`text` with the password of every address in it (scheme://user:password@host) masked."""
+    return re.sub(r"(\w+://[^\s:/@]+):[^\s/@]+@", r"\1:***@", text)
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:

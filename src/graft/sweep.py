@@ -241,11 +241,13 @@ def _write_down(folder: Path, asked: Sequence[Asked], command: str) -> None:
     values = {
         "format": record.FORMAT,
         "name": folder.name,
-        "command": command,
+        "command": record.without_password(command),
         "axes": axes,
         "runs": list(runs.values()),
     }
     write_json(folder / record.SWEEP, values)
+    # Hydra's copy of the same, with any password in it.
+    (folder / "multirun.yaml").unlink(missing_ok=True)
 
 
 _opened: dict[Path, SweepTracking | Off] = {}
