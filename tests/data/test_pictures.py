@@ -284,6 +284,7 @@ def test_what_is_no_picture_is_refused_at_once(
     assert str(caught.value).startswith(str(path))
 
 
+@pytest.mark.timeout(20)
 def test_a_file_that_turns_into_a_pipe_after_the_first_look_does_not_block(
     scene: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

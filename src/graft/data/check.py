@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple, cast
 import PIL
 from PIL import Image
 
-from graft.data.pictures import Unreadable, opened, opened_file, rgb
+from graft.data.pictures import Unreadable, num_cores, opened, opened_file, rgb
 from graft.data.raw import SHOWN
 from graft.record import write_whole
 
@@ -129,7 +129,7 @@ def check(
 
 def message(bad: Sequence[BadPicture], total: int, on_bad_image: Literal["error", "skip"]) -> str:
     """What to tell the user of bad pictures: the first ten, each with its row and path."""
-    count = f"{len(bad):,} of {total:,} pictures cannot be used (rows from 1, without the header)"
+    count = f"{len(bad):,} of {total:,} pictures cannot be used (row 1 is the first picture)"
     lines = [f"  row {one.row + 1}: {one.path}: {one.reason}" for one in bad[:SHOWN]]
     if len(bad) > SHOWN:
         lines.append(f"  and {len(bad) - SHOWN:,} more")
@@ -184,7 +184,7 @@ class _Looks:
                 rest.append(row)
             else:
                 yield row, known
-        pool = ThreadPoolExecutor(workers or len(os.sched_getaffinity(0)), "check")
+        pool = ThreadPoolExecutor(workers or num_cores(), "check")
         try:
             yield from zip(rest, pool.map(self._decoded, (paths[row] for row in rest)), strict=True)
         finally:

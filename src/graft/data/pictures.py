@@ -182,7 +182,7 @@ class Pictures:
         # Pages of an empty array are taken only when they are written.
         self._kept = np.empty(shape, dtype=np.uint8) if np.prod(shape) <= limit else None
         self._is_kept = np.zeros(len(paths), dtype=np.bool_)
-        threads = len(os.sched_getaffinity(0)) if workers is None else workers
+        threads = num_cores() if workers is None else workers
         self._pool = ThreadPoolExecutor(threads, "decode") if threads else None
 
     @property
@@ -260,6 +260,13 @@ class Pictures:
 
 
 _Pending = dict[int, "Future[NDArray[np.uint8]]"]
+
+
+def num_cores() -> int:
+    """Cores that this process may use; a container or a launcher may grant only some."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def available_bytes() -> int:
