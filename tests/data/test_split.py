@@ -58,6 +58,13 @@ def test_a_small_class_is_in_every_part(size: int) -> None:
         assert set(labels[part]) == {0, 1}
 
 
+def test_a_class_that_the_two_calls_would_leave_out_is_in_every_part() -> None:
+    labels = np.repeat([0, 1, 2, 3], [104, 104, 104, 3])
+    _, rest = train_test_split(labels, test_size=0.2, stratify=labels, random_state=42)
+    assert 3 not in rest
+    assert 3 in labels[made(labels).val] and 3 in labels[made(labels).test]
+
+
 def test_another_seed_is_another_split_and_the_same_seed_the_same() -> None:
     labels = np.arange(200) % 2
     for groups in (None, [str(i // 2) for i in range(200)]):
@@ -91,6 +98,17 @@ def test_parts_of_groups_have_the_sizes_and_shares_asked_for(fractions: Any) -> 
     for part, fraction in zip((parts.train, parts.val, parts.test), fractions, strict=True):
         assert len(part) / len(labels) == pytest.approx(fraction, abs=0.005)
         assert labels[part].mean() == pytest.approx(labels.mean(), abs=0.01)
+
+
+def test_a_rare_class_keeps_its_share_in_small_parts() -> None:
+    # Groups mix both classes; without a weight the common class would decide alone.
+    random = np.random.default_rng(3)
+    sizes = random.integers(5, 40, 400)
+    chance = np.repeat(random.choice([0, 0, 0, 0.2], 400), sizes)
+    labels = (random.random(len(chance)) < chance).astype(int)
+    parts = made(labels, groups=[str(g) for g in np.repeat(np.arange(400), sizes)])
+    for part in (parts.train, parts.val, parts.test):
+        assert labels[part].mean() == pytest.approx(labels.mean(), rel=0.04)
 
 
 def test_the_groups_split_does_not_depend_on_the_order_of_the_rows() -> None:

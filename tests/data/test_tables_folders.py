@@ -111,7 +111,7 @@ def test_a_link_to_a_folder_is_refused_not_followed(
 ) -> None:
     config = write("cat/a.png")
     (tmp_path / "root" / name).symlink_to(tmp_path / "root")
-    with pytest.raises(DataError, match=f"links to folders are not followed: {name}"):
+    with pytest.raises(DataError, match=rf"links to folders are not followed: {name}\."):
         read(config, tmp_path)
 
 
