@@ -13,6 +13,9 @@ VENV := .venv
 BIN := $(VENV)/bin/
 INSTALLED := $(VENV)/.installed
 
+# PyTorch's threads sleep while they wait for each other: see main() in src/graft/app.py.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
