@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -13,6 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.singleton import Singleton
 
+from graft import record
 from graft.app import typed
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -101,6 +103,25 @@ def test_make_targets_named_in_the_documents_exist() -> None:
     for page in [*PAGES, ROOT / ".ci/run"]:
         code = _code(page, page.read_text(encoding="utf-8"))
         assert set(re.findall(r"^(?:#?\s*)make ([a-z-]+)", code, re.MULTILINE)) <= targets, page
+
+
+def test_the_page_of_architecture_names_every_layer() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    layers = " | ".join(contracts["contracts"][0]["layers"]).split(" | ")
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    named = [line.split("|")[2] for line in page.splitlines() if line.startswith("| ")]
+    rows = [set(re.findall(r"`(\w+)`", cell)) for cell in named]
+    assert {layer.removeprefix("graft.") for layer in layers} <= set().union(*rows)
+
+
+def test_the_page_of_the_record_names_every_file_and_status() -> None:
+    page = (ROOT / "docs/record.md").read_text(encoding="utf-8")
+    files = [record.RUN, record.CONFIG, record.EPOCHS, record.PREDICTIONS, record.EXAMPLES]
+    files += [record.CHECKPOINT, record.ENVIRONMENT, record.LOG]
+    files += [record.SWEEP, record.RESULTS, record.REPORT]
+    tree = page.split("```")[0]
+    assert [name for name in files if f"─ {name}" not in tree] == []
+    assert [status for status in record.STATUSES if f"| `{status}` |" not in page] == []
 
 
 # --- containers -----------------------------------------------------------------------------
