@@ -13,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin/
 INSTALLED := $(VENV)/.installed
 
-# PyTorch's threads sleep while they wait for each other: see main() in src/graft/app.py.
+# PyTorch's threads sleep while they wait for each other: see src/graft/__init__.py.
 export OMP_WAIT_POLICY ?= PASSIVE
 
 help:  ## this list

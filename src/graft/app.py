@@ -48,9 +48,6 @@ def main() -> int:
     arguments = sys.argv[1:]
     if "--version" in arguments:
         return _print_version()
-    # PyTorch's threads then sleep while they wait for each other instead of spinning, which costs
-    # dearly where cores are shared: docs/decisions/0006. Read when torch is first imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, _on_sigterm)
     signal.signal(signal.SIGHUP, _on_sigterm)
     # Hydra then lets exceptions through to us instead of printing them and leaving with 1.
