@@ -201,8 +201,10 @@ def test_a_stopped_sweep_keeps_what_is_finished_and_goes_on(
     log = tmp_path / "log"
     with log.open("w") as stream:
         process = subprocess.Popen(
-            command, cwd=tmp_path, stderr=stream, stdout=stream, env=os.environ
-        )
+            command, cwd=tmp_path, stderr=stream, stdout=stream, env=os.environ,
+            # What starts in a shell's background inherits that Ctrl-C is ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
         deadline = time.monotonic() + 120
         while "epoch 2/200" not in log.read_text() and time.monotonic() < deadline:
             time.sleep(0.1)
