@@ -85,7 +85,7 @@ def predict(
 
     from graft import train
     from graft.config import from_dict
-    from graft.data.pictures import Pictures, normalise
+    from graft.data.pictures import Pictures
     from graft.fit.losses import predicted, scores
 
     config = train.resolve(replace(from_dict(record.config), device=device))
@@ -95,11 +95,11 @@ def predict(
     network = train.build_network(bare, classes, torch.device(config.device))
     network.restore(record.path / CHECKPOINT)
     network.eval()
-    assert config.image_size and config.model.mean and config.model.std
+    assert config.image_size is not None
     _check(paths, config.dataset.max_pixels, config.dataset.min_side)
     pictures = Pictures(paths, config.image_size, workers=config.workers, memory_limit_bytes=0)
     for chunk, batch in _chunks(pictures, len(paths), config.batch_size):
-        x = normalise(batch.to(config.device), config.model.mean, config.model.std)
+        x = train.as_input(batch.to(config.device), config)
         alone = len(x) == 1  # kernels for a batch of one round differently
         with torch.no_grad():
             logits = network.module(x.repeat(2, 1, 1, 1) if alone else x).float().cpu()
