@@ -243,7 +243,7 @@ def build_network(config: RunConfig, classes: Sequence[str], device: torch.devic
     )
     # Convolutions work on channels-last tensors; in the other order each one converts and, on two
     # cores, ran at half the speed at best (docs/decisions/0006).
-    network.module.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.module.to(device).to(memory_format=torch.channels_last)
     network.freeze(config.strategy.trainable(list(network.blocks)))
     return network
 
