@@ -168,7 +168,7 @@ def test_a_bad_request_is_answered_by_name_with_exit_code_2(
     assert done.returncode == 2, done.stderr
     assert words in done.stderr and "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) <= 8, done.stderr
-    assert not list(tmp_path.rglob("run.json"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_help_says_what_can_be_chosen_and_three_commands(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ Exit codes: 0 every run completed; 1 some did not; 2 the request cannot be carri
 any training); 130 after Ctrl-C; 143 after SIGTERM.
 """
 
+import contextlib
 import logging
 import os
 import re
@@ -95,14 +96,37 @@ def prepare(jobs: Sequence[DictConfig]) -> None:
             asked.append((_run_name(job), _choices(job), typed(job)))
         except BadRequest as error:
             problems += [line for line in str(error).splitlines() if line not in problems]
-    if problems:
-        raise ConfigError("\n".join(problems))
-    from graft import sweep
-
     command = shlex.join([Path(sys.argv[0]).name, *_as_typed])
-    folder = sweep.prepare([sweep.Asked(*one) for one in asked], command=command)
+    try:
+        if problems:
+            raise ConfigError("\n".join(problems))
+        from graft import sweep
+
+        folder = sweep.prepare([sweep.Asked(*one) for one in asked], command=command)
+    except BadRequest:
+        _remove_traces(jobs)
+        raise
     _prepared.append(folder)
     _known.update(name for name, _, _ in asked)
+
+
+def _remove_traces(jobs: Sequence[DictConfig]) -> None:
+    """Remove what Hydra has made for a sweep that will not start: empty folders and its own files.
+
+    A folder that holds anything else is left as it is.
+    """
+    for job in jobs:
+        folder = Path(job.output_dir, job.sweep.name)
+        log_file = folder / _run_name(job) / "train.log"
+        for made in (log_file, folder / "multirun.yaml"):
+            others = (
+                [] if not made.parent.is_dir() else [p for p in made.parent.iterdir() if p != made]
+            )
+            if not others:
+                made.unlink(missing_ok=True)
+        for empty in (log_file.parent, folder, folder.parent):
+            with contextlib.suppress(OSError):
+                empty.rmdir()
 
 
 def typed(cfg: DictConfig) -> RunConfig:

@@ -153,3 +153,13 @@ def test_a_root_without_classes_is_refused(write: Write, tmp_path: Path) -> None
 def test_columns_are_not_for_folders(write: Write, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"dataset\.group and dataset\.split"):
         read(write("cat/a.png", group="person"), tmp_path)
+
+
+def test_folders_named_by_digits_are_classes_and_not_splits(tmp_path: Path) -> None:
+    for name in ("0", "1", "2"):
+        (tmp_path / name).mkdir()
+        for i in range(10):
+            (tmp_path / name / f"{i}.png").touch()
+    found = load(ImageFolderDataset(root=str(tmp_path)), tmp_path)
+    assert found.classes == ("0", "1", "2")
+    assert len(found.train) == 24

@@ -11,6 +11,9 @@ from graft.data.raw import Raw, listed
 from graft.data.split import PART_NAMES
 from graft.errors import ConfigError, DataError
 
+# A column may say 0, 1, 2 for the parts, as CelebA's list does; folders of these names are classes.
+_SPLITS = {name: part for name, part in PART_NAMES.items() if name.isalpha()}
+
 
 @dataclass
 class _Found:
@@ -62,7 +65,7 @@ def _parts(root: Path, shown: str) -> dict[Path, str]:
     "train" and "test" beside a folder of another name leave open what is meant.
     """
     folders = [entry.name for entry in _visible(root) if _is_folder(entry)]
-    named = {name: PART_NAMES[name.lower()] for name in folders if name.lower() in PART_NAMES}
+    named = {name: _SPLITS[name.lower()] for name in folders if name.lower() in _SPLITS}
     others = [name for name in folders if name not in named]
     if others and len(named) > 1:
         raise DataError(
