@@ -171,6 +171,16 @@ def test_a_bad_request_is_answered_by_name_with_exit_code_2(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_batch_larger_than_the_training_set_trains_with_a_warning(
+    data: tuple[str, ...], tmp_path: Path
+) -> None:
+    done = graft(*TINY, *data, "batch_size=500", "tracking.uri=off", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "batch_size=500 is larger than the training set of 64" in done.stderr
+    (run,) = tmp_path.rglob("metrics.csv")
+    assert len(pd.read_csv(run)) == 2
+
+
 def test_help_says_what_can_be_chosen_and_three_commands(tmp_path: Path) -> None:
     done = graft("--help", cwd=tmp_path)
     assert done.returncode == 0

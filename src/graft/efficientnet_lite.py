@@ -58,7 +58,10 @@ def convolution(
     parts: dict[str, nn.Module] = {} if stride == 1 else {"pad": PadForStride2(kernel)}
     padding = kernel // 2 if stride == 1 else 0
     parts["conv"] = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
-    parts["norm"] = nn.BatchNorm2d(outputs, eps=1e-3, momentum=0.01)
+    # Trained with a momentum of 0.01, over millions of steps. In the few hundred of a fine-tuned
+    # block such running statistics lag behind: on ten classes of digits validation accuracy after
+    # four epochs was 0.75 with it and 0.92 with torch's default.
+    parts["norm"] = nn.BatchNorm2d(outputs, eps=1e-3)
     if relu:
         parts["relu"] = nn.ReLU6(inplace=True)
     return nn.Sequential(OrderedDict(parts))

@@ -59,6 +59,7 @@ def prepare(asked: Sequence[Asked], *, command: str) -> Path:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
     for dataset in datasets.values():
         _introduce(dataset)
+    _warn_of_large_batches(resolved, datasets)
     folder = folder_of(asked[0].config)
     _write_down(folder, asked, command)
     _open_tracking(folder, asked[0].config)
@@ -198,6 +199,18 @@ def _conflicts(asked: Asked, datasets: Mapping[tuple[Any, ...], train.LoadedData
             "Give this sweep another name: sweep.name=..."
         ]
     return []
+
+
+def _warn_of_large_batches(
+    asked: Sequence[Asked], datasets: Mapping[tuple[Any, ...], train.LoadedDataset]
+) -> None:
+    for config in (run.config for run in asked):
+        size = len(datasets[_dataset_key(config)].examples.train)
+        if config.batch_size > size:
+            _warn_once(
+                f"  note: batch_size={config.batch_size} is larger than the training set of "
+                f"{size:,}: each epoch is one step on all of it."
+            )
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

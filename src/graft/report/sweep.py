@@ -8,6 +8,8 @@ from typing import Any
 from graft.errors import RecordError
 from graft.record import RUN, SWEEP, Record, read_json, read_run
 
+_MOST_ALONE = 3
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -27,8 +29,15 @@ class Sweep:
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """The swept keys, in the order in which they first appear."""
-        return tuple(dict.fromkeys(key for run in self.asked for key in run["choices"]))
+        """The keys that tell the runs apart, in the order in which they first appear.
+
+        A run that stands alone is told by all it chose, unless that would be a long list.
+        """
+        chosen = [run["choices"] for run in self.asked]
+        keys = tuple(dict.fromkeys(key for one in chosen for key in one))
+        if len(chosen) == 1:
+            return keys if len(keys) <= _MOST_ALONE else ()
+        return tuple(k for k in keys if len({one.get(k) for one in chosen}) > 1)
 
 
 def load(path: Path) -> Sweep:

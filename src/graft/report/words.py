@@ -73,6 +73,7 @@ class Labels:
         return ", ".join(
             value if key in ("strategy", "model") else f"{self._short.get(key, key)}={value}"
             for key, value in choices.items()
+            if key in self._short
         )
 
 
