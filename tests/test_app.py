@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -122,6 +123,29 @@ def test_predict_gives_the_run_its_test_predictions_again(
     again = pd.read_csv(tmp_path / "p.csv")
     assert again["score"].to_numpy() == pytest.approx(stored.scores, abs=1e-6)
     assert (again["predicted"] == [(-1, 1)[i] for i in stored.predicted]).all()
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_a_damaged_checkpoint_is_not_used(
+    swept: tuple[Path, "subprocess.CompletedProcess[str]"],
+    tiny_pictures: Path,
+    tmp_path: Path,
+    damage: str,
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(swept[0] / "strategy=fine_tune,optimizer.lr=0.01", run)
+    path = run / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data if damage == "flip" else data[:1000])
+    if damage == "remove":
+        path.unlink()
+    done = subprocess.run(
+        [sys.executable, "-m", "graft.predict", str(run), str(tiny_pictures)],
+        capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stdout == ""
+    assert "model.safetensors is not the file that this run wrote" in done.stderr
 
 
 def test_a_run_that_diverges_ends_alone_and_the_exit_code_tells(

@@ -93,6 +93,7 @@ def predict(
     # The checkpoint holds every value: what the backbone began with is not needed again.
     bare = replace(config, model=replace(config.model, weights="none"))
     network = train.build_network(bare, classes, torch.device(config.device))
+    _verify(record)
     network.restore(record.path / CHECKPOINT)
     network.eval()
     assert config.image_size is not None
@@ -109,6 +110,18 @@ def predict(
             (paths[i] for i in chunk), predicted(logits).tolist(), values, strict=True
         ):
             yield [str(path), classes[label], *(float(s) for s in score.reshape(-1))]
+
+
+def _verify(record: Record) -> None:
+    """A flipped bit in a checkpoint loads without a word: only its digest tells."""
+    from graft import weights
+
+    path = record.path / CHECKPOINT
+    expected = record.info["checkpoint_digest"]
+    if not path.is_file() or weights.digest(path) != expected:
+        raise RecordError(
+            f"{path} is not the file that this run wrote (digest {expected}). Train the run again."
+        )
 
 
 def _chunks(

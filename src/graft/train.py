@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from graft import backbones, metrics
+from graft import backbones, metrics, weights
 from graft.backbones import Network
 from graft.config import Dataset, RunConfig, to_dict
 from graft.data import Examples, load
@@ -231,6 +231,7 @@ def _train(
     clock.mark("test")
     writer.write_predictions(stored)
     writer.write_examples(examples.frame())
+    info["checkpoint_digest"] = weights.digest(writer.path / CHECKPOINT)
     info |= {"status": "completed", "best_epoch": learner.best_epoch, "timings_s": clock.seconds()}
     writer.write_run(info)
 
@@ -452,7 +453,7 @@ def _device(name: str) -> torch.device:
 
 
 @functools.cache
-def _keep_memory() -> None:
+def keep_memory() -> None:
     """Let glibc keep large freed blocks instead of handing them back to the kernel each time.
 
     A network frees and asks for the same activations in every batch; each return costs a page
@@ -468,7 +469,7 @@ def _keep_memory() -> None:
 
 def _prepare_process(config: RunConfig) -> None:
     """One seed, one result: deterministic kernels, and no hidden loss of precision."""
-    _keep_memory()
+    keep_memory()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.manual_seed(config.seed)
     torch.backends.cudnn.benchmark = False
