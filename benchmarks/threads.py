@@ -13,7 +13,7 @@ import time
 
 import torch
 
-from graft import train
+from graft import machine, train
 from graft.config import from_dict
 from graft.trunk.cut import cut
 
@@ -28,7 +28,7 @@ def main() -> None:
     print(f"{'memory order':<15} {'freed memory':<13} {'batch':>5} {'by clock':>9} {'by CPU':>7}")
     for is_kept in (False, True):  # mallopt cannot be undone, so the default comes first
         if is_kept:
-            train.keep_memory()
+            machine.keep_memory()
         for order in (torch.contiguous_format, torch.channels_last):
             for batch in (16, 32, 64):
                 wall, cpu = rates(order, batch)

@@ -9,13 +9,8 @@ This is also the Python API:
     record = train(config, Path("outputs/mine/first"), load_dataset(config))
 """
 
-import ctypes
 import functools
 import logging
-import os
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from graft import backbones, metrics, weights
+from graft import backbones, machine, metrics, weights
 from graft.backbones import Network
 from graft.config import Dataset, RunConfig, to_dict
 from graft.data import Examples, load
@@ -41,7 +36,7 @@ from graft.fit.losses import class_weights
 from graft.identity import run_identity
 from graft.progress import Progress
 from graft.record import CHECKPOINT, Predictions, Record, RunFolder, read_run
-from graft.trunk.cut import Cut, cut
+from graft.trunk.cut import cut
 
 log = logging.getLogger("graft")
 
@@ -73,26 +68,11 @@ def resolve(config: RunConfig) -> RunConfig:
                 f"model.{key}={list(values or ())}: expected three numbers, one a channel"
                 f"{', each above 0' if key == 'std' else ''}."
             )
-    device = _device(config.device)
+    device = machine.device(config.device)
     if config.precision == "float16" and device.type == "cpu":
         raise ConfigError("precision=float16 needs a GPU. Use float32, or bfloat16, on a CPU.")
     size = config.image_size or config.dataset.own_image_size or backbone.input_size
     return replace(config, model=model, image_size=size, device=str(device))
-
-
-def cache_dir(output_dir: str | Path = "outputs") -> Path:
-    """Where what can be made again is kept: $GRAFT_CACHE, ~/.cache/graft, or the output folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    wanted = Path(os.environ.get("GRAFT_CACHE") or Path(home) / "graft").absolute()
-    for folder in (wanted, Path(output_dir).absolute() / ".cache"):
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError as error:
-            log.warning("The cache folder %s cannot be used (%s).", folder, error.strerror)
-            continue
-        if os.access(folder, os.W_OK):
-            return folder
-    raise ConfigError(f"output_dir={output_dir} cannot be written.")
 
 
 @dataclass(frozen=True)
@@ -110,7 +90,7 @@ def load_dataset(config: RunConfig) -> LoadedDataset:
     Raises:
         DataError: all that is wrong with table, pictures or split.
     """
-    return _load_dataset(config.dataset, cache_dir(config.output_dir), config.workers)
+    return _load_dataset(config.dataset, machine.cache_dir(config.output_dir), config.workers)
 
 
 @functools.lru_cache(maxsize=4)
@@ -172,11 +152,11 @@ def train(
     Raises:
         Diverged: the loss became NaN or infinite. The record says so too, as for any error.
     """
-    _prepare_process(config)
+    machine.prepare_process(config)
     writer = RunFolder(folder)
     info = _first_info(config, dataset, choices or {})
     writer.write_config(to_dict(config))
-    writer.write_environment(environment(config.device))
+    writer.write_environment(machine.environment(config.device))
     writer.write_run(info)
     started = time.monotonic()
     try:
@@ -389,34 +369,6 @@ def _first_info(
     }
 
 
-def environment(device: str) -> dict[str, Any]:
-    """Versions, device, machine and git commit: what a number may depend on."""
-    from importlib.metadata import version
-
-    names = ("graft-sweeps", "torch", "torchvision", "numpy", "pillow", "hydra-core", "mlflow")
-    is_cuda = device.startswith("cuda")
-    return {
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in names},
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if is_cuda else device,
-        "threads": torch.get_num_threads(),
-        "git_commit": _git_commit(),
-    }
-
-
-def _git_commit() -> str | None:
-    """The commit of the working directory, with a + where files differ from it."""
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"],
-            capture_output=True, text=True, timeout=5, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
 def _reason(error: Exception, config: RunConfig) -> str:
     """One line on why a run failed."""
     text = " ".join(str(error).split())
@@ -429,52 +381,3 @@ def _reason(error: Exception, config: RunConfig) -> str:
             f"(peak {peak:.1f} GiB). A smaller batch_size needs less."
         )
     return f"{type(error).__name__}: {text}"[:500]
-
-
-# --- the process ----------------------------------------------------------------------------
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"device={name}: expected auto, cpu, cuda, cuda:1 or mps.") from None
-    there = {
-        "cpu": 1,
-        "cuda": torch.cuda.device_count(),
-        "mps": int(torch.backends.mps.is_available()),
-    }
-    if (device.index or 0) >= there.get(device.type, 0):
-        found = ", ".join(f"{kind}: {count}" for kind, count in there.items() if count)
-        raise ConfigError(f"device={name} is not there. There are {found}. Use device=auto.")
-    return device
-
-
-@functools.cache
-def keep_memory() -> None:
-    """Let glibc keep large freed blocks instead of handing them back to the kernel each time.
-
-    A network frees and asks for the same activations in every batch; each return costs a page
-    fault for every 4 KB.
-    """
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):
-            trim, top_pad, mmap = -1, -2, -3
-            for option, value in ((mmap, 1 << 30), (trim, (1 << 31) - 1), (top_pad, 1 << 28)):
-                libc.mallopt(option, value)
-
-
-def _prepare_process(config: RunConfig) -> None:
-    """One seed, one result: deterministic kernels, and no hidden loss of precision."""
-    keep_memory()
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.manual_seed(config.seed)
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.allow_tf32 = config.precision != "float32"
-
-
-__all__ = ["Cut", "LoadedDataset", "cache_dir", "load_dataset", "resolve", "train"]

@@ -1,0 +1,104 @@
+"""What a run finds and sets on its machine: device, memory, determinism, cache folder, versions."""
+
+import ctypes
+import functools
+import logging
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from graft.config import RunConfig
+from graft.errors import ConfigError
+
+log = logging.getLogger("graft")
+
+
+def cache_dir(output_dir: str | Path = "outputs") -> Path:
+    """Where what can be made again is kept: $GRAFT_CACHE, ~/.cache/graft, or the output folder."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    wanted = Path(os.environ.get("GRAFT_CACHE") or Path(home) / "graft").absolute()
+    for folder in (wanted, Path(output_dir).absolute() / ".cache"):
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            log.warning("The cache folder %s cannot be used (%s).", folder, error.strerror)
+            continue
+        if os.access(folder, os.W_OK):
+            return folder
+    raise ConfigError(f"output_dir={output_dir} cannot be written.")
+
+
+def device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device={name}: expected auto, cpu, cuda, cuda:1 or mps.") from None
+    there = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    if (found.index or 0) >= there.get(found.type, 0):
+        counts = ", ".join(f"{kind}: {count}" for kind, count in there.items() if count)
+        raise ConfigError(f"device={name} is not there. There are {counts}. Use device=auto.")
+    return found
+
+
+@functools.cache
+def keep_memory() -> None:
+    """Let glibc keep large freed blocks instead of handing them back to the kernel each time.
+
+    A network frees and asks for the same activations in every batch; each return costs a page
+    fault for every 4 KB.
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):
+            trim, top_pad, mmap = -1, -2, -3
+            for option, value in ((mmap, 1 << 30), (trim, (1 << 31) - 1), (top_pad, 1 << 28)):
+                libc.mallopt(option, value)
+
+
+def prepare_process(config: RunConfig) -> None:
+    """One seed, one result: deterministic kernels, and no hidden loss of precision."""
+    keep_memory()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.manual_seed(config.seed)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = config.precision != "float32"
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Versions, device, machine and git commit: what a number may depend on."""
+    from importlib.metadata import version
+
+    names = ("graft-sweeps", "torch", "torchvision", "numpy", "pillow", "hydra-core", "mlflow")
+    is_cuda = device.startswith("cuda")
+    return {
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in names},
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if is_cuda else device,
+        "threads": torch.get_num_threads(),
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the working directory, with a + where files differ from it."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"],
+            capture_output=True, text=True, timeout=5, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
