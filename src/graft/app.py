@@ -169,6 +169,7 @@ def _with_names(arguments: Sequence[str]) -> list[str]:
     if any(a in arguments for a in ("--help", "-h", "--cfg", "-c", "--info", "-i")):
         return list(arguments)
     overrides = OverridesParser.create().parse_overrides(typed_overrides)
+    _refuse_code(typed_overrides)
     swept = [o.get_key_element() for o in overrides if o.is_sweep_override()]
     fixed = {
         o.get_key_element(): o.get_value_element_as_str()
@@ -182,6 +183,21 @@ def _with_names(arguments: Sequence[str]) -> list[str]:
     if swept:
         added.append(f"sweep.axes=[{','.join(axis.lstrip('+~') for axis in swept)}]")
     return [*arguments, *added]
+
+
+def _refuse_code(overrides: Sequence[str]) -> None:
+    """Refuse settings of Hydra's own section that name code to run: Hydra calls them before us.
+
+    Hydra keeps a list of what it does not call; functions that load files are not all on it.
+    """
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        names_code = "_target_" in override or key == "hydra.launcher.prepare"
+        if key.startswith("hydra") and names_code:
+            raise ConfigError(
+                f"{key}={value} is not allowed: it names code to run. Choose an option instead, "
+                "such as hydra/launcher=basic."
+            )
 
 
 def _axes(cfg: DictConfig) -> list[str]:

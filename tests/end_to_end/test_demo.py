@@ -1,4 +1,4 @@
-"""The first sweep, with really pretrained weights on the built-in drawings: what a newcomer sees."""
+"""The first sweep: really pretrained weights on the built-in drawings, as a newcomer sees it."""
 
 import subprocess
 import sys
