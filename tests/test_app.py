@@ -171,6 +171,7 @@ def test_a_run_that_diverges_ends_alone_and_the_exit_code_tells(
         (["optimizer.lr=0"], "optimizer.lr=0: expected a number above 0"),
         (["-m", "optimizer.lr=1e-3,nan"], "optimizer.lr=nan"),
         (["-m", "optimizer.lr=1e-3,1e-3"], "asked for twice"),
+        (["-m", "output_dir=a,b"], "one sweep has one folder"),
         (["+optimizer.typo=1"], "optimizer.typo is not a key of optimizer"),
         (["+typo=1"], "typo is not a key"),
         (["dataset=csv"], "dataset.csv"),

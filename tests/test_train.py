@@ -1,5 +1,6 @@
 """One run, whole: repeatable, exact, frozen where it should be, honest about what went wrong."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 
 from graft import metrics, train
 from graft.config import Adam, CrossEntropy, RandomCrop, RunConfig, from_dict
-from graft.errors import ConfigError, Diverged
+from graft.errors import ConfigError, Diverged, RunError
 from graft.record import CHECKPOINT, EPOCHS, Record, read_run
 from graft.strategies import FineTune, Full, HeadOnly, Strategy
 
@@ -93,6 +94,38 @@ def test_a_loss_that_is_no_number_ends_the_run_with_its_status(
     done = read_run(tmp_path / "run")
     assert done.info["status"] == "diverged" and "loss became" in done.info["reason"]
     assert not done.is_completed
+
+
+def test_a_metric_without_a_value_fails_the_run_and_says_why(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    config = train.resolve(replace(tiny_config, metric="val_auroc"))
+    dataset = train.load_dataset(config)
+    labels = dataset.examples.labels.copy()
+    labels[dataset.examples.val] = 0
+    one_class = replace(dataset, examples=replace(dataset.examples, labels=labels))
+    with pytest.raises(RunError, match="metric=val_auroc has no value"):
+        train.train(config, tmp_path / "run", one_class)
+    assert read_run(tmp_path / "run").info["status"] == "failed"
+
+
+def test_skipped_pictures_are_listed_in_the_record(
+    tiny_values: dict[str, Any], tiny_pictures: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_pictures, tmp_path / "data")
+    tiny_values["dataset"] |= {
+        "csv": str(tmp_path / "data/labels.csv"),
+        "images": str(tmp_path / "data"),
+        "on_bad_image": "skip",
+    }
+    config = train.resolve(from_dict(tiny_values))
+    name = train.load_dataset(train.resolve(from_dict(tiny_values))).examples
+    bad = name.ids[name.train[0]]
+    (tmp_path / "data" / bad).write_bytes(b"not a picture")
+    train._load_dataset.cache_clear()
+    done = train.train(config, tmp_path / "run", train.load_dataset(config))
+    assert [one.partition(":")[0] for one in done.info["skipped"]] == [bad]
+    assert sum(done.info["split"]["train"].values()) == 63
 
 
 def test_early_stopping_ends_after_patience(tiny_config: RunConfig, tmp_path: Path) -> None:

@@ -119,11 +119,8 @@ def _remove_traces(jobs: Sequence[DictConfig]) -> None:
         folder = Path(job.output_dir, job.sweep.name)
         log_file = folder / _run_name(job) / "train.log"
         for made in (log_file, folder / "multirun.yaml"):
-            others = (
-                [] if not made.parent.is_dir() else [p for p in made.parent.iterdir() if p != made]
-            )
-            if not others:
-                made.unlink(missing_ok=True)
+            if made.is_file() and list(made.parent.iterdir()) == [made]:
+                made.unlink()
         for empty in (log_file.parent, folder, folder.parent):
             with contextlib.suppress(OSError):
                 empty.rmdir()
@@ -171,6 +168,8 @@ def _with_names(arguments: Sequence[str]) -> list[str]:
     overrides = OverridesParser.create().parse_overrides(typed_overrides)
     _refuse_code(typed_overrides)
     swept = [o.get_key_element() for o in overrides if o.is_sweep_override()]
+    for key in {"sweep.name", "output_dir"}.intersection(swept):
+        raise ConfigError(f"{key} cannot be swept: one sweep has one folder. Give it one value.")
     fixed = {
         o.get_key_element(): o.get_value_element_as_str()
         for o in overrides
@@ -258,7 +257,7 @@ def _finish(code: int) -> int:
     from graft import sweep
 
     is_complete = sweep.finish(_prepared[-1], is_interrupted=code >= 128)
-    return code if code in (2, 130, 143, 129) else int(not is_complete)
+    return code or int(not is_complete)
 
 
 def _explain(error: Exception) -> int:

@@ -11,7 +11,7 @@ FORMAT = 1
 
 # Where things go and how fast they are computed. Rounding may differ between devices; the design
 # allows that, so that a sweep can move to another machine and go on.
-_NOT_RESULT = ("device", "workers", "output_dir", "tracking", "sweep")
+NOT_RESULT = ("device", "workers", "output_dir", "tracking", "sweep")
 
 
 def run_identity(config: RunConfig) -> str:
@@ -20,7 +20,7 @@ def run_identity(config: RunConfig) -> str:
     The values are hashed as they stand, defaults included, so that a changed default is another
     run and not a silent new meaning of an old one.
     """
-    return digest({k: v for k, v in to_dict(config).items() if k not in _NOT_RESULT})
+    return digest({k: v for k, v in to_dict(config).items() if k not in NOT_RESULT})
 
 
 def digest(values: Any) -> str:

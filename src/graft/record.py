@@ -142,7 +142,8 @@ class Record:
     """Reads one run's folder. Each part is read when it is first asked for.
 
     `info` is run.json: run, status, reason, identity, choices (key -> value as typed), classes,
-    metric, best_epoch, parameters {total, trainable}, split {name: {class: count}}, timings_s.
+    metric, best_epoch, parameters {total, trainable}, split {name: {class: count}}, notes and
+    skipped pictures of the data, timings_s.
     """
 
     path: Path

@@ -10,7 +10,7 @@ from typing import Any
 from graft import backbones, metrics, record, train
 from graft.config import METRICS, RunConfig, to_dict
 from graft.errors import BadRequest, ConfigError, GraftError, RecordError, RunError
-from graft.identity import run_identity
+from graft.identity import NOT_RESULT, run_identity
 from graft.record import Record, read_json, read_run, read_runs, write_json
 from graft.report.__main__ import print_table, write_report
 from graft.report.figures import run_figures
@@ -217,7 +217,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
     """ "epochs was 10, now 20" for every key that differs and matters."""
     out = []
     for key in {**old, **new}:
-        if not prefix and key in ("device", "workers", "output_dir", "tracking", "sweep"):
+        if not prefix and key in NOT_RESULT:
             continue
         a, b = old.get(key), new.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):

@@ -29,7 +29,7 @@ from graft.data.augment import views
 from graft.data.batches import batches, order
 from graft.data.check import check, leaks, message
 from graft.data.pictures import Pictures, normalise
-from graft.errors import ConfigError, DataError, GraftError
+from graft.errors import ConfigError, DataError, Diverged, GraftError, RunError
 from graft.fit.learner import Learner
 from graft.fit.loop import Batch, Trunk, evaluate, fit, predictions
 from graft.fit.losses import class_weights
@@ -77,11 +77,19 @@ def resolve(config: RunConfig) -> RunConfig:
 
 @dataclass(frozen=True)
 class LoadedDataset:
-    """A dataset that was read, checked and split; `digest` is of table and pictures."""
+    """A dataset that was read, checked and split.
+
+    Attributes:
+        examples: the table.
+        digest: of table and pictures.
+        notes: what the user should know of it.
+        skipped: pictures that were left out, each with its reason.
+    """
 
     examples: Examples
     digest: str
     notes: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
 
 
 def load_dataset(config: RunConfig) -> LoadedDataset:
@@ -116,7 +124,8 @@ def _load_dataset(config: Dataset, cache: Path, workers: int | None) -> LoadedDa
             "\n".join([*problems, "dataset.on_leak=warn goes on, with a warning in the report."])
         )
     every = (*examples.notes, *checked.notes, *notes, *problems)
-    return LoadedDataset(examples, examples.digest_with(digests), every)
+    skipped = tuple(f"{one.id}: {one.reason}" for one in checked.bad)
+    return LoadedDataset(examples, examples.digest_with(digests), every, skipped)
 
 
 @functools.lru_cache(maxsize=2)
@@ -163,7 +172,7 @@ def train(
         _train(config, writer, dataset, info, followers)
     except Exception as error:
         # Diverged is the one failure that a user can read off the numbers: it has its own word.
-        status = "diverged" if type(error).__name__ == "Diverged" else "failed"
+        status = "diverged" if isinstance(error, Diverged) else "failed"
         seconds = {"timings_s": {"total": round(time.monotonic() - started, 2)}}
         writer.write_run({**info, "status": status, "reason": _reason(error, config), **seconds})
         raise
@@ -206,6 +215,11 @@ def _train(
         )  # fmt: skip
     if learner.error is not None:
         raise learner.error
+    if not learner.best_epoch:
+        raise RunError(
+            f"metric={config.metric} has no value on this validation set in any epoch, most often "
+            "because a class has no validation pictures: no epoch can be chosen by it."
+        )
     clock.mark("fit")
     stored = _test(learner, trunk, source, writer)
     clock.mark("test")
@@ -328,9 +342,6 @@ class _Watcher:
         for follower in self._followers:
             follower.epoch(row)
 
-    def ended(self, learner: Learner) -> None:
-        pass
-
 
 class _Clock:
     """Seconds between marks."""
@@ -365,6 +376,8 @@ def _first_info(
         "weights": None,
         "split": dataset.examples.shares(),
         "data_digest": dataset.digest,
+        "notes": list(dataset.notes),
+        "skipped": list(dataset.skipped),
         "timings_s": {},
     }
 

@@ -56,7 +56,6 @@ class Watcher(Protocol):
 
     def batch(self, epoch: int, done: int, total: int) -> None: ...
     def epoch(self, learner: Learner, row: dict[str, float]) -> None: ...
-    def ended(self, learner: Learner) -> None: ...
 
 
 def fit(
@@ -100,8 +99,6 @@ def fit(
         active = [a for a in active if a.error is None and not a.is_out_of_patience]
         if not active:
             break
-    for learner in learners:
-        watcher.ended(learner)
 
 
 def evaluate(

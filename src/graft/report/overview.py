@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from graft.errors import RecordError
 from graft.record import ENVIRONMENT, Record, read_json
@@ -53,6 +53,11 @@ def parts(record: Record) -> list[Part]:
     """Sizes and class shares of the splits, as the run recorded them."""
     split: Mapping[str, Mapping[str, int]] = record.info.get("split") or {}
     return [_part(name, counts) for name, counts in split.items()]
+
+
+def noticed(records: Sequence[Record], key: Literal["notes", "skipped"]) -> list[str]:
+    """What the runs recorded of their data: things to know, or pictures that were left out."""
+    return list(dict.fromkeys(text for r in records for text in r.info.get(key, ())))
 
 
 def num_splits(records: Sequence[Record]) -> int:

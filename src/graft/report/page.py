@@ -63,6 +63,8 @@ def _context(sweep: Sweep, rows: Sequence[Mapping[str, object]]) -> dict[str, An
         "facts": overview.facts(sweep.records),
         "parts": overview.parts(_shown(order, sweep.records)) if sweep.records else [],
         "num_splits": overview.num_splits(sweep.records),
+        "notes": overview.noticed(sweep.records, "notes"),
+        "skipped": overview.noticed(sweep.records, "skipped"),
         "lines": lines,
         "scale": _scale(lines),
         "metric": order[0].info["metric"] if order else None,
