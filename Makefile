@@ -15,6 +15,7 @@ INSTALLED := $(VENV)/.installed
 
 # PyTorch's threads sleep while they wait for each other: see src/graft/__init__.py.
 export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 3000
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))

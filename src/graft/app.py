@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -31,6 +31,9 @@ from omegaconf.errors import OmegaConfBaseException
 from graft import naming
 from graft.config import RunConfig, from_dict, keys, nearest
 from graft.errors import BadRequest, ConfigError, GraftError
+
+if TYPE_CHECKING:
+    from graft import sweep
 
 log = logging.getLogger("graft")
 
@@ -81,33 +84,54 @@ def _hydra_main(cfg: DictConfig) -> float:
     return _job(cfg)
 
 
-def prepare(jobs: Sequence[DictConfig]) -> None:
+def prepare(jobs: Sequence[DictConfig]) -> list[list[int]]:
     """Check every job of a sweep and open its folder, before the first one runs.
 
     Args:
         jobs: the jobs' composed configurations, Hydra's own node included.
 
+    Returns:
+        The jobs' positions in arrays, each to be trained by one call of `train_together`.
+
     Raises:
         BadRequest: everything that can be known to be wrong, of all jobs.
     """
+    from graft import sweep
+
     asked, problems = [], []
     for job in jobs:
         try:
-            asked.append((_run_name(job), _choices(job), typed(job)))
+            asked.append(_asked(job))
         except BadRequest as error:
             problems += [line for line in str(error).splitlines() if line not in problems]
     command = shlex.join([Path(sys.argv[0]).name, *_as_typed])
     try:
         if problems:
             raise ConfigError("\n".join(problems))
-        from graft import sweep
-
-        folder = sweep.prepare([sweep.Asked(*one) for one in asked], command=command)
+        folder = sweep.prepare(asked, command=command)
     except BadRequest:
         _remove_traces(jobs)
         raise
     _prepared.append(folder)
-    _known.update(name for name, _, _ in asked)
+    _known.update(one.name for one in asked)
+    return sweep.arrays(asked)
+
+
+def train_together(jobs: Sequence[DictConfig]) -> list[float | Exception]:
+    """Train the jobs of one array, prepared before: called by the launcher.
+
+    Returns:
+        Of each the metric that selects, at its best epoch, or what ended it.
+    """
+    from graft import sweep
+
+    return sweep.run_array([_asked(job) for job in jobs])
+
+
+def _asked(job: DictConfig) -> "sweep.Asked":
+    from graft import sweep
+
+    return sweep.Asked(_run_name(job), _choices(job), typed(job))
 
 
 def _remove_traces(jobs: Sequence[DictConfig]) -> None:
@@ -147,9 +171,10 @@ def _job(cfg: DictConfig) -> float:
     name = _run_name(merged)
     if name not in _known:  # a single run, or a launcher other than ours
         prepare([merged])
-    from graft import sweep
-
-    return sweep.run(sweep.Asked(name, _choices(merged), typed(merged)))
+    (outcome,) = train_together([merged])
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 # --- names ----------------------------------------------------------------------------------
@@ -191,7 +216,10 @@ def _refuse_code(overrides: Sequence[str]) -> None:
     """
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
-        names_code = "_target_" in override or key == "hydra.launcher.prepare"
+        names_code = "_target_" in override or key in (
+            "hydra.launcher.prepare",
+            "hydra.launcher.together",
+        )
         if key.startswith("hydra") and names_code:
             raise ConfigError(
                 f"{key}={value} is not allowed: it names code to run. Choose an option instead, "

@@ -122,11 +122,15 @@ class ImageFolderDataset(Dataset):
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A pretrained network by name. `weights` is "imagenet", "none" or a file's path."""
+    """A pretrained network by name. `weights` is "imagenet", "none" or a file's path.
+
+    `head_seed` gives the first values of the head; None: the run's seed.
+    """
 
     name: str
     weights: str = "imagenet"
     dropout: float | None = _checked(FRACTION, default=None)
+    head_seed: int | None = _checked(NOT_NEGATIVE, default=None)
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
@@ -188,12 +192,20 @@ class Flip:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Dihedral:
+    """A quarter turn and a flip at random: eight views, for pictures without an up."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RandomCrop:
     """A random part of the picture, resized, and a flip: a new view every time."""
 
     min_area: float = _checked(
         Rule(lambda v: 0 < v <= 1, "a fraction, above 0 and at most 1"), default=0.5
     )
+
+
+Augmentation = NoAugmentation | Flip | Dihedral | RandomCrop
 
 
 # --- where things go ------------------------------------------------------------------------
@@ -213,6 +225,14 @@ class Sweep:
 
     name: str = "single"
     axes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cache:
+    """The trunk cache. It changes how long a run takes, never its numbers."""
+
+    enabled: bool = True
+    limit_gb: float = _checked(POSITIVE, default=20.0)
 
 
 # What a run may be selected by, with the direction that is better.
@@ -235,7 +255,7 @@ class RunConfig:
     optimizer: Adam | AdamW | SGD
     schedule: Constant | Cosine = Constant()
     loss: CrossEntropy = CrossEntropy()
-    augmentation: NoAugmentation | Flip | RandomCrop = Flip()
+    augmentation: Augmentation = Flip()
     sampling: Literal["shuffled", "balanced"] = "shuffled"
     seed: int = _checked(NOT_NEGATIVE, default=0)
     epochs: int = _checked(COUNT, default=10)
@@ -244,12 +264,14 @@ class RunConfig:
         Rule(lambda v: 8 <= v <= 4096, "a side in pixels, 8 to 4096"), default=None
     )
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    activations: Literal["float32", "bfloat16"] = "float32"
     metric: str = _checked(Rule(lambda v: v in METRICS, f"one of {', '.join(METRICS)}"),
                            default="val_accuracy")  # fmt: skip
     patience: int | None = _checked(COUNT, default=None)
     device: str = "auto"
     workers: int | None = _checked(NOT_NEGATIVE, default=None)
     output_dir: str = "outputs"
+    cache: Cache = Cache()
     tracking: Tracking = Tracking()
     sweep: Sweep = Sweep()
 
@@ -261,9 +283,9 @@ TARGETS: dict[str, tuple[type, ...]] = {
     "optimizer": (Adam, AdamW, SGD),
     "schedule": (Constant, Cosine),
     "loss": (CrossEntropy,),
-    "augmentation": (NoAugmentation, Flip, RandomCrop),
+    "augmentation": (NoAugmentation, Flip, Dihedral, RandomCrop),
 }
-_PARTS: dict[str, type] = {"model": Model, "tracking": Tracking, "sweep": Sweep}
+_PARTS: dict[str, type] = {"model": Model, "cache": Cache, "tracking": Tracking, "sweep": Sweep}
 
 
 # --- plain values <-> typed config ----------------------------------------------------------

@@ -8,6 +8,8 @@ GraftError
     RecordError     a run's folder is incomplete, of other settings, or of a newer version
   RunError          one run ended without a result; the others go on, exit code 1
     Diverged        its loss became NaN or infinite
+  CacheError        the trunk cache cannot be used here; it costs time, never a result
+    NoRoom          an entry would not fit
 """
 
 
@@ -41,3 +43,11 @@ class RunError(GraftError):
 
 class Diverged(RunError):
     """A loss became NaN or infinite."""
+
+
+class CacheError(GraftError):
+    """The trunk cache cannot be used; whoever asked goes on without it."""
+
+
+class NoRoom(CacheError):
+    """An entry of the trunk cache would not fit its limit, or the disk."""

@@ -87,6 +87,7 @@ def predict(
     from graft.config import from_dict
     from graft.data.pictures import Pictures
     from graft.fit.losses import predicted, scores
+    from graft.supply import as_input
 
     config = train.resolve(replace(from_dict(record.config), device=device))
     classes = tuple(record.info["classes"])
@@ -100,7 +101,7 @@ def predict(
     _check(paths, config.dataset.max_pixels, config.dataset.min_side)
     pictures = Pictures(paths, config.image_size, workers=config.workers, memory_limit_bytes=0)
     for chunk, batch in _chunks(pictures, len(paths), config.batch_size):
-        x = train.as_input(batch.to(config.device), config)
+        x = as_input(batch.to(config.device), config)
         alone = len(x) == 1  # kernels for a batch of one round differently
         with torch.no_grad():
             logits = network.module(x.repeat(2, 1, 1, 1) if alone else x).float().cpu()

@@ -2,6 +2,8 @@
 
 import logging
 import sys
+import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -38,16 +40,78 @@ class Progress:
             row = f"epoch {epoch}/{self._epochs} {self._row}"
             self._bar.update(self._task, completed=finished, total=self._epochs * total, row=row)
 
-    def epoch(self, row: dict[str, float]) -> None:
-        self._row = (
-            f"train loss {row['train_loss']:.3f} acc {row['train_accuracy']:.3f}  "
-            f"val loss {row['val_loss']:.3f} acc {row['val_accuracy']:.3f}"
-        )
+    def epoch(self, rows: Mapping[str, Mapping[str, float]]) -> None:
+        """The rows of metrics of one epoch, by the name of the run."""
+        if not rows:
+            return
+        self._row = in_words(next(iter(rows.values()))) if len(rows) == 1 else _range(rows)
         if self._bar is None:
+            first = next(iter(rows.values()))
             log.info(
                 "  epoch %d/%d  %s  (%.1f s)",
-                row["epoch"], self._epochs, self._row, row["seconds"],
+                first["epoch"], self._epochs, self._row, first["seconds"],
             )  # fmt: skip
+
+
+def in_words(row: Mapping[str, float]) -> str:
+    """Losses and accuracies of one run in one epoch."""
+    return (
+        f"train loss {row['train_loss']:.3f} acc {row['train_accuracy']:.3f}  "
+        f"val loss {row['val_loss']:.3f} acc {row['val_accuracy']:.3f}"
+    )
+
+
+def _range(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """Of several runs the least and the highest accuracy, and whose it is."""
+    found = {name: row.get("val_accuracy", 0.0) for name, row in rows.items()}
+    best = max(found, key=found.__getitem__)
+    return f"{len(rows)} runs  val acc {min(found.values()):.3f} to {found[best]:.3f} ({best})"
+
+
+class Counter:
+    """A long piece of work, counted: a bar on a terminal, a line now and then elsewhere."""
+
+    EVERY_S = 15.0
+
+    def __init__(self, title: str, total: int) -> None:
+        self._title, self._total, self._done = title, total, 0
+        self._started = self._said = time.monotonic()
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty():
+            self._bar = _bar()
+            self._bar.start()
+            self._task = self._bar.add_task(self._title, total=self._total, row="")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        now = time.monotonic()
+        if self._bar is not None:
+            row = f"{self._done:,} of {self._total:,}"
+            self._bar.update(self._task, completed=self._done, row=row)
+        elif now - self._said >= self.EVERY_S:
+            self._said = now
+            left = (now - self._started) * (self._total - self._done) / max(self._done, 1)
+            log.info(
+                "  %s: %s of %s, about %s left",
+                self._title, f"{self._done:,}", f"{self._total:,}", _span(left),
+            )  # fmt: skip
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def _bar() -> Any:

@@ -1,9 +1,9 @@
-"""A sweep: checked as a whole before it starts, its runs one by one, its results at the end."""
+"""A sweep: checked as a whole before it starts, its runs array by array, its results at the end."""
 
 import functools
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from graft.report.figures import run_figures
 from graft.tracking import Off, SweepTracking
 
 log = logging.getLogger("graft")
+
+_SHOWN = 8  # runs of an array that are named on the terminal
 
 
 @dataclass(frozen=True)
@@ -62,48 +64,103 @@ def prepare(asked: Sequence[Asked], *, command: str) -> Path:
     _warn_of_large_batches(resolved, datasets)
     folder = folder_of(asked[0].config)
     _write_down(folder, asked, command)
+    _planned[folder] = resolved
+    if len(resolved) > 1:
+        log.info("%d runs in %d arrays", len(resolved), len(arrays(resolved)))
     _open_tracking(folder, asked[0].config)
     return folder
 
 
-def run(asked: Asked) -> float:
-    """Train one run of a prepared sweep; a run that is finished is not trained again.
+def arrays(asked: Sequence[Asked]) -> list[list[int]]:
+    """Positions of the runs that are trained together, in arrays, in the order of their firsts."""
+    found: dict[str, list[int]] = {}
+    for position, run in enumerate(asked):
+        found.setdefault(train.array_key(train.resolve(run.config)), []).append(position)
+    return list(found.values())
+
+
+def run_array(asked: Sequence[Asked]) -> list[float | Exception]:
+    """Train runs of one array of a prepared sweep; what is finished is not trained again.
 
     Returns:
-        Its metric on validation at the best epoch.
-
-    Raises:
-        RunError or whatever ended it; the record and the log say so.
+        Of each its metric on validation at the best epoch, or what ended it; the record and the
+        log say so too.
     """
-    config = train.resolve(asked.config)
-    finished = _finished(asked.folder, config)
-    if finished is not None:
-        log.info("%s is finished already: not trained again.", asked.name)
-        return _value(finished)
-    number, total = _number(asked)
-    log.info("run %d of %d: %s", number + 1, total, asked.name)
-    title = f"{number:02d} " + " ".join(
+    resolved = [replace(one, config=train.resolve(one.config)) for one in asked]
+    outcomes: dict[str, float | Exception] = {}
+    left = []
+    for one in resolved:
+        finished = _finished(one.folder, one.config)
+        if finished is None:
+            left.append(one)
+        else:
+            log.info("%s is finished already: not trained again.", one.name)
+            outcomes[one.name] = _value(finished)
+    if left:
+        outcomes |= _trained(left)
+    return [outcomes[one.name] for one in asked]
+
+
+def _trained(asked: Sequence[Asked]) -> dict[str, float | Exception]:
+    _announce(asked)
+    runs = {}
+    for one in asked:
+        follower = _open_tracking(one.folder.parent, one.config).run(*_title(one), one.choices)
+        follower.params(one.choices, to_dict(one.config))
+        member = train.Member(one.config, one.folder, one.choices, [follower])
+        runs[one.folder] = (one, member, follower)
+    outcomes: dict[str, float | Exception] = {}
+
+    def ended(member: train.Member, outcome: train.Outcome) -> None:
+        one, _, follower = runs[member.folder]
+        if isinstance(outcome, Exception):
+            error = RunError(_report_failure(one, outcome, follower))
+            error.__cause__ = outcome
+            outcomes[one.name] = error
+        else:
+            _report_success(outcome, follower)
+            outcomes[one.name] = _value(outcome)
+
+    dataset = train.load_dataset(asked[0].config)
+    members = [member for _, member, _ in runs.values()]
+    train.train_array(members, dataset, beside=_beside(asked), ended=ended)
+    return outcomes
+
+
+def _announce(asked: Sequence[Asked]) -> None:
+    numbers, total = [], 0
+    for one in asked:
+        number, total = _number(one)
+        numbers.append(number + 1)
+    names = [one.name for one in asked]
+    if len(names) == 1:
+        log.info("run %d of %d: %s", numbers[0], total, names[0])
+        return
+    log.info("runs %s of %d, one array:", ", ".join(map(str, numbers)), total)
+    for name in names[:_SHOWN]:
+        log.info("  %s", name)
+    if len(names) > _SHOWN:
+        log.info("  and %d more", len(names) - _SHOWN)
+
+
+def _title(asked: Asked) -> tuple[int, str]:
+    """The run's number in its sweep, and its title in MLflow."""
+    number, _ = _number(asked)
+    return number, f"{number:02d} " + " ".join(
         value if key == "strategy" else f"{key.split('.')[-1]}={value}"
         for key, value in asked.choices.items()
     )
-    follower = _open_tracking(asked.folder.parent, config).run(number, title, asked.choices)
-    follower.params(asked.choices, to_dict(config))
-    try:
-        dataset = train.load_dataset(config)
-        done = train.train(
-            config, asked.folder, dataset, choices=asked.choices, followers=[follower]
-        )
-    except Exception as error:
-        raise RunError(_report_failure(asked, error, follower)) from error
+
+
+def _report_success(done: Record, follower: Any) -> None:
     _draw(done)
     scores = _scores(done)
     follower.finish(done, "completed", None, scores)
     log.info(
-        "  best epoch %d: validation accuracy %.4f, test accuracy %.4f, %.1f s",
-        done.info["best_epoch"], scores["best/val_accuracy"], scores["test/accuracy"],
+        "  %s: best epoch %d, validation accuracy %.4f, test accuracy %.4f, %.1f s",
+        done.name, done.info["best_epoch"], scores["best/val_accuracy"], scores["test/accuracy"],
         scores["seconds"],
     )  # fmt: skip
-    return _value(done)
 
 
 def finish(folder: Path, *, is_interrupted: bool = False) -> bool:
@@ -261,6 +318,17 @@ def _write_down(folder: Path, asked: Sequence[Asked], command: str) -> None:
     write_json(folder / record.SWEEP, values)
     # Hydra's copy of the same, with any password in it.
     (folder / "multirun.yaml").unlink(missing_ok=True)
+
+
+_planned: dict[Path, Sequence[Asked]] = {}
+
+
+def _beside(asked: Sequence[Asked]) -> list[RunConfig]:
+    """One run of each other array of the sweep."""
+    every = _planned.get(asked[0].folder.parent, ())
+    own = train.array_key(asked[0].config)
+    firsts = {train.array_key(one.config): one.config for one in every}
+    return [config for key, config in firsts.items() if key != own]
 
 
 _opened: dict[Path, SweepTracking | Off] = {}

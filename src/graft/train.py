@@ -12,39 +12,39 @@ This is also the Python API:
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from graft import backbones, machine, metrics, weights
+from graft import backbones, machine, metrics, record, weights
 from graft.backbones import Network
 from graft.config import Dataset, RunConfig, to_dict
 from graft.data import Examples, load
-from graft.data.augment import views
-from graft.data.batches import batches, order
 from graft.data.check import check, leaks, message
-from graft.data.pictures import Pictures, normalise
+from graft.data.pictures import available_bytes
 from graft.errors import ConfigError, DataError, Diverged, GraftError, RunError
-from graft.fit.learner import Learner
-from graft.fit.loop import Batch, Trunk, evaluate, fit, predictions
+from graft.fit.learner import Learner, autocast
+from graft.fit.loop import can_stack, evaluate, fit, predictions
 from graft.fit.losses import class_weights
-from graft.identity import run_identity
-from graft.progress import Progress
+from graft.identity import digest, run_identity
+from graft.progress import Progress, in_words
 from graft.record import CHECKPOINT, Predictions, Record, RunFolder, read_run
-from graft.trunk.cut import cut
+from graft.runlog import RunLog
+from graft.supply import Supply, supply, trunk_settings
+from graft.trunk.cut import Cut, cut
 
 log = logging.getLogger("graft")
 
 
 class Follower(Protocol):
-    """Told of each epoch's row of metrics: what tracking gives."""
+    """Told of rows of metrics, one an epoch: what tracking gives."""
 
-    def epoch(self, row: Mapping[str, float]) -> None: ...
+    def epochs(self, rows: Sequence[Mapping[str, float]]) -> None: ...
 
 
 # --- configuration and data -----------------------------------------------------------------
@@ -82,12 +82,14 @@ class LoadedDataset:
     Attributes:
         examples: the table.
         digest: of table and pictures.
+        digests: [N] of the pictures' files, in the table's order.
         notes: what the user should know of it.
         skipped: pictures that were left out, each with its reason.
     """
 
     examples: Examples
     digest: str
+    digests: tuple[str, ...]
     notes: tuple[str, ...]
     skipped: tuple[str, ...] = ()
 
@@ -125,12 +127,7 @@ def _load_dataset(config: Dataset, cache: Path, workers: int | None) -> LoadedDa
         )
     every = (*examples.notes, *checked.notes, *notes, *problems)
     skipped = tuple(f"{one.id}: {one.reason}" for one in checked.bad)
-    return LoadedDataset(examples, examples.digest_with(digests), every, skipped)
-
-
-@functools.lru_cache(maxsize=2)
-def _pictures(paths: tuple[Path, ...], size: int, workers: int | None) -> Pictures:
-    return Pictures(paths, size, workers=workers)
+    return LoadedDataset(examples, examples.digest_with(digests), tuple(digests), every, skipped)
 
 
 def num_outputs(classes: Sequence[str]) -> int:
@@ -138,7 +135,33 @@ def num_outputs(classes: Sequence[str]) -> int:
     return 1 if len(classes) == 2 else len(classes)
 
 
-# --- one run --------------------------------------------------------------------------------
+# --- an array of runs -----------------------------------------------------------------------
+
+# Runs that are trained side by side at most: what they hold in memory grows with their number.
+MAX_SIDE_BY_SIDE = 64
+# How long a run's rows of metrics may wait before they are written and sent.
+WRITE_S = 1.0
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of an array.
+
+    Attributes:
+        config: resolved.
+        folder: the run's own; what an earlier, unfinished attempt left there is replaced.
+        choices: what this run chose on each axis of its sweep, for the record.
+        followers: told of each epoch.
+    """
+
+    config: RunConfig
+    folder: Path
+    choices: Mapping[str, str] = field(default_factory=dict)
+    followers: Sequence[Follower] = ()
+
+
+# How a run ended: its record, or what ended it; the record then says so too.
+Outcome = Record | Exception
 
 
 def train(
@@ -152,89 +175,65 @@ def train(
     """Train one run, test its best epoch once, and leave the record in `folder`.
 
     Args:
-        config: resolved.
-        folder: the run's own; what an earlier, unfinished attempt left there is replaced.
+        config, folder, choices, followers: see `Member`.
         dataset: from `load_dataset`.
-        choices: what this run chose on each axis of its sweep, for the record.
-        followers: told of each epoch.
 
     Raises:
         Diverged: the loss became NaN or infinite. The record says so too, as for any error.
     """
-    machine.prepare_process(config)
-    writer = RunFolder(folder)
-    info = _first_info(config, dataset, choices or {})
-    writer.write_config(to_dict(config))
-    writer.write_environment(machine.environment(config.device))
-    writer.write_run(info)
-    started = time.monotonic()
-    try:
-        _train(config, writer, dataset, info, followers)
-    except Exception as error:
-        # Diverged is the one failure that a user can read off the numbers: it has its own word.
-        status = "diverged" if isinstance(error, Diverged) else "failed"
-        seconds = {"timings_s": {"total": round(time.monotonic() - started, 2)}}
-        writer.write_run({**info, "status": status, "reason": _reason(error, config), **seconds})
-        raise
-    return read_run(folder)
+    member = Member(config, folder, choices or {}, followers)
+    (outcome,) = train_array([member], dataset)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
-def _train(
-    config: RunConfig,
-    writer: RunFolder,
+def array_key(config: RunConfig) -> str:
+    """Equal for runs that one array can hold: on the same batches, through the same trunk.
+
+    They may differ in optimizer, schedule, loss, epochs, patience, metric, dropout, and in the
+    first values of the head.
+    """
+    values = {**trunk_settings(config), "strategy": to_dict(config)["strategy"]}
+    return digest([values, config.sampling, config.seed, config.batch_size])
+
+
+def train_array(
+    members: Sequence[Member],
     dataset: LoadedDataset,
-    info: dict[str, Any],
-    followers: Sequence[Follower],
-) -> None:
-    clock = _Clock()
-    device = torch.device(config.device)
-    examples = dataset.examples
-    network = build_network(config, examples.classes, device)
-    info["parameters"] = network.counts()
-    info["weights"] = str(network.source)
-    log.info("  %s", network.source)
-    log.info("  trains {trainable:,} of {total:,} parameters".format(**info["parameters"]))
-    halves = cut(network.module)
-    source = _Source(config, examples, device)
-    learner = Learner(
-        writer.path.name, config, network, halves.tail if halves else network.module,
-        steps_per_epoch=len(batches(examples.train, config.batch_size)), device=device,
-        class_weights=class_weights(
-            config.loss, examples.labels[examples.train], len(examples.classes)
-        ),
-    )  # fmt: skip
-    trunk = Trunk(halves.trunk if halves else None, learner.autocast)
-    if halves:
-        log.info("  trunk: up to %s, run once a batch without gradients", halves.at)
-    clock.mark("prepare")
-    with Progress(writer.path.name, config.epochs) as bar:
-        fit(
-            [learner], trunk, epochs=config.epochs, train_batches=source.train,
-            val_batches=lambda: source.of(examples.val), classes=examples.classes,
-            watcher=_Watcher(writer, bar, followers),
-        )  # fmt: skip
-    if learner.error is not None:
-        raise learner.error
-    if not learner.best_epoch:
-        raise RunError(
-            f"metric={config.metric} has no value on this validation set in any epoch, most often "
-            "because a class has no validation pictures: no epoch can be chosen by it."
-        )
-    clock.mark("fit")
-    stored = _test(learner, trunk, source, writer)
-    clock.mark("test")
-    writer.write_predictions(stored)
-    writer.write_examples(examples.frame())
-    info["checkpoint_digest"] = weights.digest(writer.path / CHECKPOINT)
-    info |= {"status": "completed", "best_epoch": learner.best_epoch, "timings_s": clock.seconds()}
-    writer.write_run(info)
+    *,
+    beside: Sequence[RunConfig] = (),
+    ended: Callable[[Member, Outcome], None] = lambda member, outcome: None,
+) -> list[Outcome]:
+    """Train runs of equal `array_key`, each to its own record; one that fails leaves the others.
+
+    Args:
+        dataset: theirs, from `load_dataset`.
+        beside: runs of other arrays of the sweep, one each: activations that they will want of the
+            same pictures are computed in the same pass.
+        ended: called as soon as a run has ended, with its outcome.
+
+    Returns:
+        Their outcomes, in order.
+    """
+    machine.prepare_process(members[0].config)
+    with ExitStack() as stack:
+        runs = [_Run(member, dataset, ended, stack) for member in members]
+        try:
+            _train(runs, dataset, beside)
+        except Exception as error:  # of what they share
+            for run in runs:
+                if run.outcome is None:
+                    run.fail(error)
+        return [run.outcome for run in runs if run.outcome is not None]
 
 
 def build_network(config: RunConfig, classes: Sequence[str], device: torch.device) -> Network:
     """The run's network on its device, frozen as its strategy says."""
     assert config.image_size is not None
+    seed = config.seed if config.model.head_seed is None else config.model.head_seed
     network = backbones.build(
-        config.model, num_outputs(classes), seed=config.seed, image_size=config.image_size
+        config.model, num_outputs(classes), seed=seed, image_size=config.image_size
     )
     # Convolutions work on channels-last tensors; in the other order each one converts and, on two
     # cores, ran at half the speed at best (docs/decisions/0006).
@@ -243,30 +242,222 @@ def build_network(config: RunConfig, classes: Sequence[str], device: torch.devic
     return network
 
 
-def _test(learner: Learner, trunk: Trunk, source: "_Source", writer: RunFolder) -> Predictions:
-    """Store the best epoch, read it back, and predict validation and test: the test's one use.
+class _Run:
+    """One member while it is trained: its folder, its log, its time, its end."""
 
-    Raises:
-        GraftError: what was stored does not give the validation metric that selected it.
+    def __init__(
+        self,
+        member: Member,
+        dataset: LoadedDataset,
+        ended: Callable[[Member, Outcome], None],
+        stack: ExitStack,
+    ) -> None:
+        self.member, self.config, self.name = member, member.config, member.folder.name
+        self.outcome: Outcome | None = None
+        self.seconds: dict[str, float] = {}
+        self._ended, self._started = ended, time.monotonic()
+        self.writer = RunFolder(member.folder)
+        self.log = stack.enter_context(RunLog(member.folder / record.LOG))
+        self.info = _first_info(self.config, dataset, member.choices)
+        self.writer.write_config(to_dict(self.config))
+        self.writer.write_environment(machine.environment(self.config.device))
+        self.writer.write_run(self.info)
+
+    def spent(self, what: str, seconds: float) -> None:
+        """What runs spend together is shared out evenly among them before it comes here."""
+        self.seconds[what] = self.seconds.get(what, 0.0) + seconds
+
+    def complete(self, best_epoch: int) -> None:
+        self.info["checkpoint_digest"] = weights.digest(self.writer.path / CHECKPOINT)
+        self.info |= {"status": "completed", "best_epoch": best_epoch}
+        self._end()
+        self.outcome = read_run(self.writer.path)
+        self._ended(self.member, self.outcome)
+
+    def fail(self, error: Exception) -> None:
+        # Diverged is the one failure that a user can read off the numbers: it has its own word.
+        status = "diverged" if isinstance(error, Diverged) else "failed"
+        self.info |= {"status": status, "reason": _reason(error, self.config)}
+        with suppress(OSError):  # most likely what it failed of; the caller is told all the same
+            self._end()
+        self.outcome = error
+        self._ended(self.member, error)
+
+    def _end(self) -> None:
+        spent = {what: round(seconds, 2) for what, seconds in self.seconds.items()}
+        self.info["timings_s"] = {**spent, "total": round(sum(self.seconds.values()), 2)}
+        self.writer.write_run(self.info)
+
+
+def _train(runs: Sequence[_Run], dataset: LoadedDataset, beside: Sequence[RunConfig]) -> None:
+    config, examples = runs[0].config, dataset.examples
+    with _sharing(runs, "prepare"):
+        device = torch.device(config.device)
+        network = build_network(config, examples.classes, device)
+        others = _cuts_beside(network, config, beside)
+        own = cut(network.module)
+        log.info("  %s", network.source)
+        log.info("  trains {trainable:,} of {total:,} parameters".format(**network.counts()))
+    with _sharing(runs, "trunk"):
+        fed = supply(
+            config, examples, dataset.digests, network.module, own,
+            autocast=functools.partial(autocast, config.precision, device), beside=others,
+        )  # fmt: skip
+        log.info("  %s", fed.origin.line())
+    try:
+        for group in _groups(runs, fed, own, network):
+            _train_group(group, fed, own, network if group[0] is runs[0] else None)
+    finally:
+        fed.close()
+
+
+def _cuts_beside(network: Network, config: RunConfig, beside: Sequence[RunConfig]) -> list[Cut]:
+    """Where the network is cut for other arrays that are fed from the same pictures."""
+    wanted = trunk_settings(config)
+    strategies = {
+        other.strategy for other in beside
+        if other.strategy != config.strategy and trunk_settings(other) == wanted
+    }  # fmt: skip
+    found = []
+    for strategy in sorted(strategies, key=repr):
+        network.freeze(strategy.trainable(list(network.blocks)))
+        found.append(cut(network.module))
+    network.freeze(config.strategy.trainable(list(network.blocks)))
+    return [one for one in found if one is not None]
+
+
+def _groups(
+    runs: Sequence[_Run], fed: Supply, own: Cut | None, network: Network
+) -> Iterator[Sequence[_Run]]:
+    """Runs to train side by side: where they share something in each batch, or are one stack.
+
+    Others gain nothing by it, and would fight for the processor's cache.
     """
-    module = learner.network.module
-    writer.write_checkpoint({**module.state_dict(), **learner.best_state})
-    learner.network.restore(writer.path / CHECKPOINT)
-    examples = source.examples
-    parts = []
+    can_gain = (own is not None and can_stack(own.tail, runs[0].config)) or (
+        own is not None and not fed.is_complete
+    )
+    size = min(MAX_SIDE_BY_SIDE, _fitting(network, fed)) if can_gain else 1
+    for start in range(0, len(runs), size):
+        yield runs[start : start + size]
+
+
+def _fitting(network: Network, fed: Supply) -> int:
+    """How many runs' weights, gradients and optimizer states half the free memory holds."""
+    sizes = [(p.numel(), p.requires_grad) for p in network.module.parameters()]
+    of_run = 4 * sum(5 * count if trains else count for count, trains in sizes)
+    if fed.config.device.startswith("cuda"):
+        free, _ = torch.cuda.mem_get_info(fed.config.device)
+    else:
+        free = available_bytes()
+    return max(1, int(free / 2 / of_run))
+
+
+def _train_group(
+    group: Sequence[_Run], fed: Supply, own: Cut | None, first: Network | None
+) -> None:
+    """Fit runs side by side, then test each."""
+    with _sharing(group, "prepare"):
+        learners = {_learner(run, fed, own, first if run is group[0] else None): run
+                    for run in group}  # fmt: skip
+    title = group[0].name if len(group) == 1 else f"{len(group)} runs side by side"
+    epochs = max(run.config.epochs for run in group)
+    with _sharing(group, "fit"), Progress(title, epochs) as bar:
+        watcher = _Watcher(learners, bar)
+        fit(
+            list(learners), fed.trunk, num_batches=fed.num_batches, train_batches=fed.train,
+            val_batches=lambda: fed.of(fed.examples.val), classes=fed.examples.classes,
+            watcher=watcher,
+        )  # fmt: skip
+        watcher.flush()
+    for learner, run in learners.items():
+        if learner.error is None and not learner.best_epoch:
+            learner.error = RunError(
+                f"metric={run.config.metric} has no value on this validation set in any epoch, "
+                "most often because a class has no validation pictures: no epoch can be chosen "
+                "by it."
+            )
+    with _sharing(group, "test"):
+        _test(learners, fed)
+    for learner, run in learners.items():
+        if learner.error is not None:
+            run.fail(learner.error)
+        else:
+            run.complete(learner.best_epoch)
+
+
+def _learner(run: _Run, fed: Supply, own: Cut | None, network: Network | None) -> Learner:
+    config, examples = run.config, fed.examples
+    device = torch.device(config.device)
+    network = network or build_network(config, examples.classes, device)
+    run.info |= {
+        "parameters": network.counts(),
+        "weights": str(network.source),
+        "trunk": fed.origin.to_dict(),
+    }
+    return Learner(
+        run.name, config, network, own.tail_of(network.module) if own else network.module,
+        steps_per_epoch=fed.num_batches, device=device,
+        class_weights=class_weights(
+            config.loss, examples.labels[examples.train], len(examples.classes)
+        ),
+    )  # fmt: skip
+
+
+def _test(learners: Mapping[Learner, _Run], fed: Supply) -> None:
+    """Store each best epoch, read it back, and predict validation and test: the test's one use."""
+    for learner, run in learners.items():
+        if learner.error is not None:
+            continue
+        with _keeping_error(learner):
+            state = learner.network.module.state_dict()
+            run.writer.write_checkpoint({**state, **learner.best_state})
+            learner.network.restore(run.writer.path / CHECKPOINT)
+    left = [learner for learner in learners if learner.error is None]
+    examples = fed.examples
+    parts: dict[Learner, list[Predictions]] = {learner: [] for learner in left}
     for split, positions in (("val", examples.val), ("test", examples.test)):
-        ((logits, labels),) = evaluate([learner], trunk, source.of(positions))
-        found = predictions(logits, labels, examples.classes)
-        names = np.full(len(positions), split, dtype=object)
-        parts.append(replace(found, ids=examples.ids[positions], splits=names))
+        found = evaluate(left, fed.trunk, fed.of(positions))
+        for learner, (logits, labels) in zip(left, found, strict=True):
+            one = predictions(logits, labels, examples.classes)
+            names = np.full(len(positions), split, dtype=object)
+            parts[learner].append(replace(one, ids=examples.ids[positions], splits=names))
+    for learner in left:
+        with _keeping_error(learner):
+            _check_restored(learner, parts[learner][0])
+            writer = learners[learner].writer
+            writer.write_predictions(_joined(parts[learner]))
+            writer.write_examples(examples.frame())
+
+
+def _check_restored(learner: Learner, val: Predictions) -> None:
+    """Raises GraftError where what was stored does not give the metric that selected it."""
     best = learner.history[learner.best_epoch - 1]["val_accuracy"]
-    again = metrics.scores(parts[0])["accuracy"]
+    again = metrics.scores(val)["accuracy"]
     if learner.device.type == "cpu" and again != best:
         raise GraftError(
             f"The stored checkpoint has a validation accuracy of {again}, epoch "
             f"{learner.best_epoch} had {best}: please report this."
         )
-    return _joined(parts)
+
+
+@contextmanager
+def _keeping_error(learner: Learner) -> Iterator[None]:
+    """What goes wrong in here ends this run alone."""
+    try:
+        yield
+    except Exception as error:
+        learner.error = error
+
+
+@contextmanager
+def _sharing(runs: Sequence[_Run], what: str) -> Iterator[None]:
+    """Time spent in here is shared out among these runs."""
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        for run in runs:
+            run.spent(what, (time.monotonic() - started) / len(runs))
 
 
 def _joined(parts: Sequence[Predictions]) -> Predictions:
@@ -279,83 +470,39 @@ def _joined(parts: Sequence[Predictions]) -> Predictions:
     )
 
 
-def as_input(pictures: torch.Tensor, config: RunConfig) -> torch.Tensor:
-    """uint8 pictures [B, 3, S, S] as the network takes them: float32, normalised, channels last."""
-    assert config.model.mean is not None and config.model.std is not None
-    normalised = normalise(pictures, config.model.mean, config.model.std)
-    return normalised.contiguous(memory_format=torch.channels_last)
-
-
-class _Source:
-    """Batches of one run: decoded pictures, viewed and normalised, on the device."""
-
-    def __init__(self, config: RunConfig, examples: Examples, device: torch.device) -> None:
-        assert config.image_size is not None
-        self.config, self.examples, self.device = config, examples, device
-        self._pictures = _pictures(examples.paths, config.image_size, config.workers)
-
-    def train(self, epoch: int) -> tuple[int, Iterable[Batch]]:
-        """Number of batches in an epoch (1-based), and the batches."""
-        config, train_set = self.config, self.examples.train
-        positions = order(
-            self.examples.labels[train_set],
-            seed=config.seed,
-            epoch=epoch,
-            is_balanced=config.sampling == "balanced",
-        )
-        look = views(
-            config.augmentation, seed=config.seed, epoch=epoch, num_examples=len(train_set)
-        )
-        chunks = batches(positions, config.batch_size)
-        return len(chunks), self._batches([train_set[c] for c in chunks], chunks, look)
-
-    def of(self, examples: NDArray[np.int64]) -> Iterable[Batch]:
-        """Batches of some examples, in their order, as they are."""
-        chunks = batches(examples, self.config.batch_size)
-        return self._batches(chunks, chunks, lambda pictures, _: pictures)
-
-    def _batches(
-        self,
-        chunks: Sequence[NDArray[np.int64]],
-        positions: Sequence[NDArray[np.int64]],
-        look: Callable[[torch.Tensor, NDArray[np.int64]], torch.Tensor],
-    ) -> Iterator[Batch]:
-        decoded = self._pictures.batches(chunks)
-        for pictures, chunk, where in zip(decoded, chunks, positions, strict=True):
-            seen = look(pictures.to(self.device, non_blocking=True), where)
-            labels = torch.from_numpy(self.examples.labels[chunk]).to(self.device)
-            yield Batch(as_input(seen, self.config), labels)
-
-
 class _Watcher:
-    """Passes what the loop says on to the folder, the bar and tracking."""
+    """Passes what the loop says on to the folders, the bar and tracking.
 
-    def __init__(self, writer: RunFolder, bar: Progress, followers: Sequence[Follower]) -> None:
-        self._writer, self._bar, self._followers = writer, bar, followers
+    An epoch on stored activations can take a few milliseconds, so rows are written and sent
+    together, at most once a second.
+    """
+
+    def __init__(self, runs: Mapping[Learner, _Run], bar: Progress) -> None:
+        self._runs, self._bar = runs, bar
+        self._sent = dict.fromkeys(runs, 0)
+        self._written_at = time.monotonic()
 
     def batch(self, epoch: int, done: int, total: int) -> None:
         self._bar.batch(epoch, done, total)
 
-    def epoch(self, learner: Learner, row: dict[str, float]) -> None:
-        self._writer.write_epochs(learner.history)
-        self._bar.epoch(row)
-        for follower in self._followers:
-            follower.epoch(row)
+    def epoch(self, rows: Mapping[Learner, dict[str, float]]) -> None:
+        self._bar.epoch({self._runs[learner].name: row for learner, row in rows.items()})
+        if len(self._runs) > 1:
+            for learner, row in rows.items():
+                of = self._runs[learner].config.epochs
+                self._runs[learner].log.info("  epoch %d/%d  %s", row["epoch"], of, in_words(row))
+        if time.monotonic() - self._written_at >= WRITE_S:
+            self.flush()
 
-
-class _Clock:
-    """Seconds between marks."""
-
-    def __init__(self) -> None:
-        self._start = self._last = time.monotonic()
-        self._parts: dict[str, float] = {}
-
-    def mark(self, name: str) -> None:
-        now = time.monotonic()
-        self._parts[name], self._last = round(now - self._last, 2), now
-
-    def seconds(self) -> dict[str, float]:
-        return {**self._parts, "total": round(time.monotonic() - self._start, 2)}
+    def flush(self) -> None:
+        for learner, run in self._runs.items():
+            rows = learner.history[self._sent[learner] :]
+            if rows:
+                self._sent[learner] += len(rows)
+                run.writer.write_epochs(learner.history)
+                for follower in run.member.followers:
+                    follower.epochs(rows)
+        self._written_at = time.monotonic()
 
 
 # --- facts for the record -------------------------------------------------------------------
@@ -374,6 +521,7 @@ def _first_info(
         "best_epoch": None,
         "parameters": None,
         "weights": None,
+        "trunk": None,
         "split": dataset.examples.shares(),
         "data_digest": dataset.digest,
         "notes": list(dataset.notes),

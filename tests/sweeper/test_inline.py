@@ -15,8 +15,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 
+from hydra_plugins.gpu_launcher._array import Array
 from hydra_plugins.gpu_launcher._inline import InlineExecutor
-from hydra_plugins.gpu_launcher._job import Job
 
 Launch = Callable[..., Sequence[JobReturn]]
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,9 +52,8 @@ def test_results_come_in_the_order_asked_whatever_ends_first(
 ) -> None:
     forwards = InlineExecutor.run
 
-    def backwards(self: InlineExecutor, jobs: Sequence[Job]) -> Iterator[tuple[int, JobReturn]]:
-        for position, result in forwards(self, jobs[::-1]):
-            yield len(jobs) - 1 - position, result
+    def backwards(self: InlineExecutor, arrays: Sequence[Array]) -> Iterator[Any]:
+        return forwards(self, arrays[::-1])
 
     monkeypatch.setattr(InlineExecutor, "run", backwards)
     ran: list[int] = []

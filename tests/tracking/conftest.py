@@ -46,6 +46,7 @@ class Lab:
         self.output, self.folder = output, output / "demo"
         self.uri = uri
         self.config: dict[str, Any] = {}
+        self.opened: list[SweepTracking] = []
 
     def open(self) -> SweepTracking:
         opened = SweepTracking.open(
@@ -57,9 +58,13 @@ class Lab:
             output_dir=self.output,
         )
         assert isinstance(opened, SweepTracking)
+        self.opened.append(opened)
         return opened
 
     def seen(self) -> "Seen":
+        """What MLflow has, once all that was given to it has been sent."""
+        for sweep in self.opened:
+            sweep.wait(30)
         return Seen(self.uri or default_uri(self.output))
 
     def ask_for(self, *numbers: int) -> None:
@@ -130,7 +135,7 @@ class Lab:
         run = sweep.run(number, TITLES[number], CHOICES[number])
         run.params(CHOICES[number], self.run_config(CHOICES[number]))
         for row in self.rows(number)[:num_epochs]:
-            run.epoch(row)
+            run.epochs([row])
         return run
 
     def train(self, sweep: SweepTracking, number: int) -> Record:

@@ -104,7 +104,7 @@ def test_a_run_that_was_killed_goes_on_where_it_was(lab: Any) -> None:
 def test_other_numbers_for_a_run_are_another_run(lab: Any) -> None:
     lab.train(lab.open(), 0)
     run = lab.begin(lab.open(), 0, num_epochs=0)
-    run.epoch({"epoch": 1, "train_loss": 9.0, "val_loss": 9.0, "val_accuracy": 0.1})
+    run.epochs([{"epoch": 1, "train_loss": 9.0, "val_loss": 9.0, "val_accuracy": 0.1}])
     run.finish(None, "failed", "on purpose", {})
     (kept,) = lab.seen().runs().values()
     assert lab.seen().curve(kept, "val/loss") == [(1, 9.0)]
@@ -172,7 +172,7 @@ def test_a_sweep_with_runs_that_never_began_is_not_finished(lab: Any) -> None:
 
 def test_what_is_not_finite_stays_out_of_the_charts(lab: Any) -> None:
     run = lab.begin(lab.open(), 0, num_epochs=1)
-    run.epoch({"epoch": 2, "train_loss": float("nan"), "val_loss": float("inf")})
+    run.epochs([{"epoch": 2, "train_loss": float("nan"), "val_loss": float("inf")}])
     run.finish(None, "diverged", "the loss is NaN", {"best/val_f1": float("nan")})
     (found,) = lab.seen().runs().values()
     assert {step for _, step, _, _ in lab.seen().points(found)} == {1}
@@ -311,7 +311,7 @@ def test_off_is_off(tmp_path: Path) -> None:
     assert isinstance(sweep, Off)
     run = sweep.run(0, "00", {})
     run.params({}, {})
-    run.epoch({"epoch": 1})
+    run.epochs([{"epoch": 1}])
     run.finish(None, "completed", None, {})
     assert sweep.finish([], None, None) is None
     assert list(tmp_path.iterdir()) == []
@@ -348,7 +348,7 @@ sweep = SweepTracking.open(output / "demo", Tracking(), name="demo", command="",
                            output_dir=output)
 run = sweep.run(number, f"{number:02d}", {"a": str(number)})
 for epoch in range(1, int(sys.argv[3]) + 1):
-    run.epoch({"epoch": epoch, "val_loss": 1 / epoch})
+    run.epochs([{"epoch": epoch, "val_loss": 1 / epoch}])
 run.finish(None, "completed", None, {"best/val_accuracy": 0.5})
 assert sweep.link is not None
 """

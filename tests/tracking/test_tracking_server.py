@@ -159,7 +159,7 @@ def test_a_server_that_dies_and_returns_misses_nothing_and_nobody_waits(
     run = lab.begin(sweep, 0, num_epochs=1)
     first = points_when(lab, lambda points: len(points) == 5)
     server.kill()
-    waits = [timed(lambda row=row: run.epoch(row))[1] for row in lab.rows(0)[1:]]
+    waits = [timed(lambda row=row: run.epochs([row]))[1] for row in lab.rows(0)[1:]]
     time.sleep(0.5)
     back_ms = time.time() * 1000
     server.start()
@@ -205,7 +205,7 @@ def test_a_server_that_freezes_holds_no_epoch_up(lab_at: Any, server: Any) -> No
     run = lab.begin(sweep, 0, num_epochs=1)
     points_when(lab, lambda points: len(points) == 5)
     server.signal(signal.SIGSTOP)
-    waits = [timed(lambda row=row: run.epoch(row))[1] for row in lab.rows(0)[1:]]
+    waits = [timed(lambda row=row: run.epochs([row]))[1] for row in lab.rows(0)[1:]]
     _, finish_s = timed(lambda: run.finish(lab.record(0), "completed", None, {}))
     server.signal(signal.SIGCONT)
     assert max(waits) < 1 and finish_s < 25

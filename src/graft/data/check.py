@@ -16,12 +16,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, replace
 from functools import cache as remember
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import PIL
 from PIL import Image
 
-from graft.data.pictures import Unreadable, num_cores, opened, opened_file, rgb
+from graft.data.pictures import (
+    Unreadable,
+    digest_of,
+    num_cores,
+    opened,
+    opened_file,
+    rgb,
+)
 from graft.data.raw import SHOWN
 from graft.record import write_whole
 
@@ -247,9 +254,7 @@ def _digest_of_file(path: Path) -> tuple[str, str]:
     """Digest of a file's bytes, and the stamp by which it is known to be unchanged, or ""."""
     with opened_file(path) as stream:
         status = os.fstat(stream.fileno())
-        digest = hashlib.file_digest(
-            cast(Any, stream), lambda: hashlib.blake2b(digest_size=8)
-        ).hexdigest()
+        digest = digest_of(stream)
     changed = max(status.st_mtime, status.st_ctime)
     return digest, _stamp(status) if time.time() - changed > _SETTLED_S else ""
 

@@ -13,6 +13,8 @@ N examples of the table, B examples of a batch, S the side in pixels.
     size          both sides to S, bilinear with antialias; the aspect is not kept
 """
 
+import hashlib
+import io
 import os
 import stat
 import warnings
@@ -22,7 +24,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -31,6 +33,8 @@ from PIL import Image, UnidentifiedImageError
 
 from graft.errors import DataError
 
+# Raised when a file comes to mean other pixels: what was computed from them is then not found.
+FORMAT = 1
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 MAX_PIXELS = 64_000_000
 
@@ -67,28 +71,37 @@ class Unreadable(DataError):
         self.reason = reason
 
 
-def decode(path: Path, size: int, *, max_pixels: int | None = MAX_PIXELS) -> NDArray[np.uint8]:
+def decode(
+    path: Path, size: int, *, max_pixels: int | None = MAX_PIXELS, digest: str | None = None
+) -> NDArray[np.uint8]:
     """A picture file as uint8 [3, size, size], RGB, by the rule above.
+
+    With `digest` (`digest_of`), from a file that still has these bytes.
 
     For what torchvision users have, an RGB file without an EXIF turn, this is bit for bit what
     `Resize((size, size))` makes of the Pillow picture.
 
     Raises:
-        Unreadable: the file is missing, not a picture, damaged, or has over `max_pixels`.
+        Unreadable: the file is missing, not a picture, damaged, changed, or has over `max_pixels`.
     """
-    with opened(path, max_pixels=max_pixels) as picture:
+    with opened(path, max_pixels=max_pixels, digest=digest) as picture:
         resized = rgb(picture).resize((size, size), Image.Resampling.BILINEAR)
     return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
 
 
 @contextmanager
-def opened(path: Path, *, max_pixels: int | None) -> Iterator[Image.Image]:
+def opened(
+    path: Path, *, max_pixels: int | None, digest: str | None = None
+) -> Iterator[Image.Image]:
     """A picture whose header has been read, and nothing else yet.
 
     Whatever goes wrong, here or while the caller decodes it, becomes Unreadable.
     """
     try:
-        with opened_file(path) as stream, Image.open(stream, formats=FORMATS) as picture:
+        with (
+            opened_file(path) as stream,
+            Image.open(_as_checked(stream, digest), formats=FORMATS) as picture,
+        ):
             pixels = picture.width * picture.height
             if max_pixels is not None and pixels > max_pixels:
                 raise Unreadable(
@@ -99,11 +112,35 @@ def opened(path: Path, *, max_pixels: int | None) -> Iterator[Image.Image]:
             yield picture
     except Unreadable:
         raise
+    except _Changed:
+        raise Unreadable(path, "changed since it was checked") from None
     except UnidentifiedImageError:
         raise Unreadable(path, f"not a picture ({', '.join(FORMATS)})") from None
     except Exception as error:
         # Decoders raise nearly anything on damaged files: struct.error, IndexError, EOFError, ...
         raise Unreadable(path, _reason(error)) from error
+
+
+def digest_of(stream: BinaryIO) -> str:
+    """blake2b of what is left of a file, 16 hexadecimal digits."""
+    return hashlib.file_digest(
+        cast(Any, stream), lambda: hashlib.blake2b(digest_size=8)
+    ).hexdigest()
+
+
+class _Changed(Exception):
+    """A file has other bytes than were checked."""
+
+
+def _as_checked(stream: BinaryIO, digest: str | None) -> BinaryIO:
+    """The file, read once and compared, so that what is decoded is what was compared."""
+    if digest is None:
+        return stream
+    content = io.BytesIO(stream.read())
+    if digest_of(content) != digest:
+        raise _Changed
+    content.seek(0)
+    return content
 
 
 @contextmanager
@@ -165,6 +202,7 @@ class Pictures:
         workers: int | None = None,
         memory_limit_bytes: int | None = None,
         max_pixels: int | None = None,
+        digests: Sequence[str] | None = None,
     ) -> None:
         """Nothing is decoded yet.
 
@@ -175,8 +213,10 @@ class Pictures:
             memory_limit_bytes: keep the decoded pictures if they need no more than this;
                 None: a quarter of the memory that is available now.
             max_pixels: as `decode`; None: not checked again, since `check` has been there.
+            digests: [N] of the files' bytes; a file that has changed since is not used.
         """
         self._paths, self._size, self._max_pixels = paths, size, max_pixels
+        self._digests = digests
         limit = available_bytes() // 4 if memory_limit_bytes is None else memory_limit_bytes
         shape = (len(paths), 3, size, size)
         # Pages of an empty array are taken only when they are written.
@@ -242,7 +282,10 @@ class Pictures:
         return torch.from_numpy(np.stack([decoded[int(example)] for example in examples]))
 
     def _decode(self, example: int) -> NDArray[np.uint8]:
-        picture = decode(self._paths[example], self._size, max_pixels=self._max_pixels)
+        digest = self._digests[example] if self._digests is not None else None
+        picture = decode(
+            self._paths[example], self._size, max_pixels=self._max_pixels, digest=digest
+        )
         if self._kept is not None:
             # Two threads may both write a picture, the same bytes; it counts once it is whole.
             self._kept[example] = picture

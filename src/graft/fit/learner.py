@@ -46,12 +46,11 @@ class Learner:
         self.name, self.config, self.network, self.tail = name, config, network, tail
         self.device = device
         self.class_weights = class_weights.to(device) if class_weights is not None else None
-        self.optimizer = optimizer(
-            config.optimizer, (p for p in network.module.parameters() if p.requires_grad)
-        )
+        # Made with the first step: in a stack (see stack.py) another steps for all.
+        self.optimizer: torch.optim.Optimizer | None = None
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
         self._factor = factor(config.schedule, config.epochs)
-        self._steps_per_epoch, self._steps = steps_per_epoch, 0
+        self._steps_per_epoch, self._steps, self._rate = steps_per_epoch, 0, 0.0
         self._random_state = _first_random_state(config.seed, device)
         self.history: list[dict[str, float]] = []
         self.best_epoch = 0
@@ -63,19 +62,38 @@ class Learner:
 
     def step(self, activations: tuple[torch.Tensor, ...], labels: torch.Tensor) -> None:
         """One optimizer step on a batch: what the trunk made of it, and labels [B]."""
-        self._set_rate()
-        with self._own_random_numbers(), self.autocast():
+        if self.optimizer is None:
+            self.optimizer = optimizer(
+                self.config.optimizer,
+                (p for p in self.network.module.parameters() if p.requires_grad),
+            )
+        rate = self.rate()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with self.own_random_numbers(), self.autocast():
             logits = self.tail(*activations)
-            value = self.loss(logits.float(), labels)
+        value = self.count(logits.float(), labels)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(self.scaler.scale(value))
         self.scaler.step(self.optimizer)
         self.scaler.update()
+
+    def rate(self) -> float:
+        """The learning rate of the step that comes next."""
+        # At the middle of the step, so that a warm-up does not begin with a step of rate 0.
+        epoch = (self._steps + 0.5) / self._steps_per_epoch
+        self._rate = self.config.optimizer.lr * self._factor(epoch)
+        return self._rate
+
+    def count(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The loss of a step, float32 [B, outputs] against [B], counted into the epoch's sums."""
+        value = self.loss(logits, labels)
         self._steps += 1
         # Sums stay on the device: reading them each step would wait for it.
         self._loss_sum += value.detach() * len(labels)
         self._correct += correct(logits.detach(), labels)
         self._seen += len(labels)
+        return value
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return loss(logits, labels, self.class_weights, self.config.loss.label_smoothing)
@@ -87,9 +105,7 @@ class Learner:
         return out.float()
 
     def autocast(self) -> torch.autocast:
-        kind = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-        dtype = kind.get(self.config.precision)
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+        return autocast(self.config.precision, self.device)
 
     # --- epochs ---------------------------------------------------------------------------
 
@@ -104,7 +120,7 @@ class Learner:
             "train_loss": float(self._loss_sum) / self._seen,
             "train_accuracy": int(self._correct) / self._seen,
             **{f"val_{name}": value for name, value in val.items()},
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self._rate,
             "seconds": round(seconds, 3),
         }
         self._reset_sums()
@@ -121,9 +137,11 @@ class Learner:
         return row
 
     @property
-    def is_out_of_patience(self) -> bool:
-        patience = self.config.patience
-        return patience is not None and len(self.history) - self.best_epoch >= patience
+    def is_done(self) -> bool:
+        """Whether it has had its epochs, ran out of patience, or failed."""
+        patience, epochs = self.config.patience, len(self.history)
+        is_out_of_patience = patience is not None and epochs - self.best_epoch >= patience
+        return self.error is not None or is_out_of_patience or epochs >= self.config.epochs
 
     def _is_best(self, row: dict[str, float]) -> bool:
         """Strictly better than every epoch before; of equal ones the lower validation loss, then
@@ -137,19 +155,14 @@ class Learner:
 
     # --- inside ---------------------------------------------------------------------------
 
-    def _set_rate(self) -> None:
-        # At the middle of the step, so that a warm-up does not begin with a step of rate 0.
-        epoch = (self._steps + 0.5) / self._steps_per_epoch
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.optimizer.lr * self._factor(epoch)
-
     def _reset_sums(self) -> None:
         self._loss_sum = torch.zeros((), device=self.device)
         self._correct = torch.zeros((), dtype=torch.int64, device=self.device)
         self._seen = 0
 
     @contextmanager
-    def _own_random_numbers(self) -> Iterator[None]:
+    def own_random_numbers(self) -> Iterator[None]:
+        """What is random in here draws from the learner's own state."""
         before = _random_state(self.device)
         _set_random_state(self._random_state, self.device)
         try:
@@ -157,6 +170,12 @@ class Learner:
         finally:
             self._random_state = _random_state(self.device)
             _set_random_state(before, self.device)
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The context in which a network runs at a precision, as `config.RunConfig` names it."""
+    dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def _copy_trained(module: nn.Module) -> dict[str, torch.Tensor]:

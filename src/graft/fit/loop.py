@@ -1,7 +1,7 @@
 """Epochs over an array of runs that see the same batches."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,96 +9,92 @@ import numpy as np
 import torch
 from torch import nn
 
+from graft.config import RunConfig
 from graft.fit.learner import Learner
 from graft.fit.losses import scores
+from graft.fit.stack import Stack, chain, stacks
 from graft.metrics import scores as metric_scores
 from graft.record import Predictions
-
-# On two cores a frozen EfficientNet-Lite0 at 128 px runs about twice as fast on 16 pictures at a
-# time as on 32: the activations of a part this small stay in the cache.
-CPU_TRUNK_BATCH = 16
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Normalised pictures, float32 [B, 3, S, S], and labels, int64 [B], on the device."""
+    """What the trunk is given of B examples, tensors [B, ...], and their labels, int64 [B]."""
 
-    pictures: torch.Tensor
+    inputs: tuple[torch.Tensor, ...]
     labels: torch.Tensor
 
 
-class Trunk:
-    """What every run of an array freezes: run once a batch for all of them, without gradients.
-
-    With `module=None` nothing is shared, and the tails are whole networks.
-    """
-
-    def __init__(self, module: nn.Module | None, autocast: Callable[[], torch.autocast]) -> None:
-        self.module, self._autocast = module, autocast
-
-    def __call__(self, pictures: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        if self.module is None:
-            return (pictures,)
-        with torch.no_grad(), self._autocast():
-            if pictures.device.type != "cpu":
-                return self._run(pictures)
-            parts = [self._run(part) for part in _parts(pictures, CPU_TRUNK_BATCH)]
-        return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
-
-    def _run(self, pictures: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        assert self.module is not None
-        out: tuple[torch.Tensor, ...] = self.module(pictures)
-        return out
+# What every run of an array freezes, run once a batch for all of them: inputs -> tails' inputs.
+Trunk = Callable[[tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]
 
 
 class Watcher(Protocol):
     """Told what happens while an array trains."""
 
     def batch(self, epoch: int, done: int, total: int) -> None: ...
-    def epoch(self, learner: Learner, row: dict[str, float]) -> None: ...
+    def epoch(self, rows: Mapping[Learner, dict[str, float]]) -> None: ...
 
 
 def fit(
     learners: Sequence[Learner],
     trunk: Trunk,
     *,
-    epochs: int,
-    train_batches: Callable[[int], tuple[int, Iterable[Batch]]],
+    num_batches: int,
+    train_batches: Callable[[int], Iterable[Batch]],
     val_batches: Callable[[], Iterable[Batch]],
     classes: tuple[str, ...],
     watcher: Watcher,
 ) -> None:
-    """Train an array of runs; results are left in the learners.
+    """Train runs side by side; results are left in the learners.
 
     Args:
-        learners: runs that share data, trunk, batches and number of epochs.
+        learners: runs that share data, trunk and batches. Those whose tails are small and alike
+            are trained as one (see stack.py), the others one after the other on each batch.
         trunk: what they all freeze.
-        epochs: at most this many; early stopping ends a run sooner.
-        train_batches: epoch (1-based) -> number of batches, and the batches.
+        num_batches: of an epoch.
+        train_batches: epoch (1-based) -> its batches.
         val_batches: the validation set, always in the same order.
         classes: names of the classes, in the order of the labels.
-        watcher: told of each batch and epoch.
+        watcher: told of each batch and, at the end of an epoch, of every run's row.
 
-    A run whose loss diverges, or that raises, keeps its error and leaves; the others go on.
+    A run whose loss diverges, or that raises, keeps its error and leaves; the others go on. So does
+    one that has had its epochs or is out of patience.
     """
+    together = stacks(learners) if can_stack(learners[0].tail, learners[0].config) else []
+    stacked = {learner for stack in together for learner in stack.learners}
     active = list(learners)
-    for epoch in range(1, epochs + 1):
+    for epoch in range(1, max(learner.config.epochs for learner in learners) + 1):
         started = time.monotonic()
         for learner in active:
             learner.network.train()
-        total, stream = train_batches(epoch)
-        for done, batch in enumerate(stream, start=1):
-            activations = trunk(batch.pictures)
-            active = [learner for learner in active if _stepped(learner, activations, batch)]
-            watcher.batch(epoch, done, total)
+        for done, batch in enumerate(train_batches(epoch), start=1):
+            activations = trunk(batch.inputs)
+            for stack in together:
+                _step_all(stack, activations, batch, active)
+            for learner in active:
+                if learner not in stacked:
+                    _step(learner, activations, batch)
+            active = [learner for learner in active if learner.error is None]
+            watcher.batch(epoch, done, num_batches)
             if not active:
-                break
+                return
         logits = evaluate(active, trunk, val_batches())
-        for learner, (value, labels) in zip(list(active), logits, strict=True):
-            _close_epoch(learner, value, labels, classes, time.monotonic() - started, watcher)
-        active = [a for a in active if a.error is None and not a.is_out_of_patience]
+        seconds = time.monotonic() - started
+        rows = {
+            learner: _closed_epoch(learner, value, labels, classes, seconds)
+            for learner, (value, labels) in zip(active, logits, strict=True)
+        }
+        watcher.epoch({learner: row for learner, row in rows.items() if row is not None})
+        active = [learner for learner in active if not learner.is_done]
         if not active:
-            break
+            return
+
+
+def can_stack(tail: nn.Module, config: RunConfig) -> bool:
+    """Whether a tail may be trained as one with others; then it always is, alone too."""
+    # The scaler of float16 looks at one run's gradients at a time.
+    return config.precision != "float16" and chain(tail) is not None
 
 
 def evaluate(
@@ -111,10 +107,10 @@ def evaluate(
     labels: list[torch.Tensor] = []
     with torch.no_grad():
         for batch in batches if learners else ():
-            # Kernels for a batch of one round differently, so a lone picture is seen twice.
+            # Kernels for a batch of one round differently, so a lone example is seen twice.
             is_alone = len(batch.labels) == 1
-            pictures = batch.pictures.repeat(2, 1, 1, 1) if is_alone else batch.pictures
-            activations = trunk(pictures)
+            inputs = tuple(torch.cat((t, t)) if is_alone else t for t in batch.inputs)
+            activations = trunk(inputs)
             labels.append(batch.labels)
             for learner, kept in zip(learners, logits, strict=True):
                 kept.append(learner.logits(activations)[: len(batch.labels)])
@@ -130,22 +126,34 @@ def predictions(
     return Predictions(names, names, labels.numpy(), scores(logits).numpy(), classes)
 
 
-def _stepped(learner: Learner, activations: tuple[torch.Tensor, ...], batch: Batch) -> bool:
+def _step(learner: Learner, activations: tuple[torch.Tensor, ...], batch: Batch) -> None:
     try:
         learner.step(activations, batch.labels)
     except Exception as error:  # one run's failure must not end the runs beside it
         learner.error = error
-    return learner.error is None
 
 
-def _close_epoch(
+def _step_all(
+    stack: Stack, activations: tuple[torch.Tensor, ...], batch: Batch, active: Sequence[Learner]
+) -> None:
+    among = set(active).intersection(stack.learners)
+    if not among:
+        return
+    try:
+        stack.step(activations, batch.labels, among)
+    except Exception as error:  # they are one computation: what ends it ends them all
+        for learner in among:
+            learner.error = error
+
+
+def _closed_epoch(
     learner: Learner,
     logits: torch.Tensor,
     labels: torch.Tensor,
     classes: tuple[str, ...],
     seconds: float,
-    watcher: Watcher,
-) -> None:
+) -> dict[str, float] | None:
+    """The epoch's row of metrics; None if it ended the run."""
     try:
         with torch.no_grad():
             value = learner.loss(logits.to(learner.device), labels.to(learner.device))
@@ -153,18 +161,7 @@ def _close_epoch(
         if torch.isfinite(logits).all():
             every = metric_scores(predictions(logits, labels, classes))
             val |= {name: score for name, score in every.items() if "/" not in name}
-        row = learner.end_epoch(val, seconds)
+        return learner.end_epoch(val, seconds)
     except Exception as error:  # as above
         learner.error = error
-    else:
-        watcher.epoch(learner, row)
-
-
-def _parts(pictures: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
-    """Slices of about `size` pictures, none of a single one unless that is all there is."""
-    count = len(pictures)
-    starts = list(range(0, count, size))
-    if len(starts) > 1 and count - starts[-1] == 1:
-        starts.pop()
-    for start, end in zip(starts, [*starts[1:], count], strict=True):
-        yield pictures[start:end]
+        return None

@@ -72,9 +72,10 @@ class RunTracking:
         self._changed()
 
     @harmless
-    def epoch(self, row: Mapping[str, float]) -> None:
-        """`row`: a row of metrics.csv: `epoch` (1-based), `train_loss`, `val_accuracy`, ..."""
-        self._letter = self._letter.with_row(row, now_ms())
+    def epochs(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """`rows` of metrics.csv: `epoch` (1-based), `train_loss`, `val_accuracy`, ..."""
+        for row in rows:
+            self._letter = self._letter.with_row(row, now_ms())
         self._changed()
 
     @harmless
@@ -96,8 +97,9 @@ class RunTracking:
             self._letter = self._letter.with_record(record)
         self._letter = letter.ended(self._letter, status, reason, scores)
         self._letter.write(self._folder)
-        job = functools.partial(self._finish, one=self._letter, record=record)
-        self._line.ask(job, FINISH_S + upload_s(upload.files(record)))
+        # Not waited for: the next run need not stand by while files are sent. What fails is sent
+        # at the end of the sweep.
+        self._line.post(functools.partial(self._finish, one=self._letter, record=record))
 
     @harmless
     def _resume(self) -> None:
@@ -132,7 +134,7 @@ class OffRun:
     def params(self, choices: Mapping[str, str], config: Mapping[str, Any]) -> None:
         pass
 
-    def epoch(self, row: Mapping[str, float]) -> None:
+    def epochs(self, rows: Sequence[Mapping[str, float]]) -> None:
         pass
 
     def finish(

@@ -82,6 +82,10 @@ class SweepTracking:
         job = functools.partial(self._finish, letters=letters, results=found)
         return self.link if self._line.ask(job, wait_s) else None
 
+    def wait(self, wait_s: float) -> None:
+        """Until all that was given so far has been tried, or the time is over."""
+        self._line.wait(wait_s)
+
     @property
     def link(self) -> str | None:
         """Opens the prepared view, once there is a parent run."""

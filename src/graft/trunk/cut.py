@@ -30,13 +30,22 @@ class Cut:
         trunk: pictures -> tuple of tensors; its mode is that of the network's frozen blocks.
         tail: the same tensors, one argument each -> logits. It never changes them.
         at: where, in the network's own names: "features.23", "layer3", "flatten".
-        tensors: how many tensors cross.
+        exits: the graph's nodes whose values cross, in the order of the tensors.
     """
 
-    trunk: nn.Module
-    tail: nn.Module
+    trunk: GraphModule
+    tail: GraphModule
     at: str
-    tensors: int
+    exits: tuple[str, ...]
+
+    @property
+    def tensors(self) -> int:
+        """How many tensors cross."""
+        return len(self.exits)
+
+    def tail_of(self, module: nn.Module) -> GraphModule:
+        """The tail of another network of the same architecture, of which the same trains."""
+        return GraphModule(module, self.tail.graph, "Tail")
 
 
 class _NoCut(Exception):
@@ -79,7 +88,7 @@ def _cut(module: nn.Module) -> Cut:
         trunk=GraphModule(module, parts.trunk(crossing), "Trunk"),
         tail=GraphModule(module, parts.tail(crossing), "Tail"),
         at=", ".join(_place(node) for node in crossing),
-        tensors=len(crossing),
+        exits=tuple(node.name for node in crossing),
     )
 
 
@@ -279,14 +288,7 @@ class _Parts:
         return any(True for _ in part.parameters(recurse=False))
 
     def _is_in_place(self, node: Node) -> bool:
-        if node.op == "call_module":
-            parts = self.module.get_submodule(str(node.target)).modules()
-            return any(getattr(part, "inplace", False) for part in parts)
-        if node.op not in ("call_function", "call_method") or not node.all_input_nodes:
-            return False
-        name = _function_name(node)
-        is_operator = node.op == "call_function" and node.target in _WRITES
-        return is_operator or name.endswith("_") or bool(node.kwargs.get("inplace"))
+        return is_in_place(self.module, node)
 
 
 _MAKES_NEW: set[Callable[..., Any]] = {
@@ -306,6 +308,18 @@ def _reached(start: Node, neighbours: Callable[[Node], list[Node]]) -> set[Node]
             found.add(node)
             todo += neighbours(node)
     return found
+
+
+def is_in_place(module: nn.Module, node: Node) -> bool:
+    """Whether a node of a graph of `module` writes to a tensor that it is given."""
+    if node.op == "call_module":
+        parts = module.get_submodule(str(node.target)).modules()
+        return any(getattr(part, "inplace", False) for part in parts)
+    if node.op not in ("call_function", "call_method") or not node.all_input_nodes:
+        return False
+    name = _function_name(node)
+    is_operator = node.op == "call_function" and node.target in _WRITES
+    return is_operator or name.endswith("_") or bool(node.kwargs.get("inplace"))
 
 
 def _changes(module: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""Executor: in this process, one job after the other."""
+"""Executor: in this process, one array after the other."""
 
 import logging
 from collections.abc import Generator, Sequence
@@ -7,7 +7,7 @@ from hydra.core.utils import JobReturn, configure_log
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from hydra_plugins.gpu_launcher._job import Job, run
+from hydra_plugins.gpu_launcher._array import Array, run, title
 
 log = logging.getLogger(__name__)
 
@@ -15,17 +15,30 @@ log = logging.getLogger(__name__)
 class InlineExecutor:
     """See `_launch.Executor`."""
 
-    def __init__(self, context: HydraContext, task: TaskFunction, config: DictConfig) -> None:
+    def __init__(
+        self,
+        context: HydraContext,
+        task: TaskFunction,
+        config: DictConfig,
+        together: str | None = None,
+    ) -> None:
         self._context = context
         self._task = task
         self._config = config
+        self._together = together
 
-    def run(self, jobs: Sequence[Job]) -> Generator[tuple[int, JobReturn], None, None]:
-        for position, job in enumerate(jobs):
-            log.info("%d of %d: %s", position + 1, len(jobs), job)
+    def run(
+        self, arrays: Sequence[Array]
+    ) -> Generator[tuple[Array, Sequence[JobReturn]], None, None]:
+        first, total = 1, sum(len(array) for array in arrays)
+        for array in arrays:
+            last = first + len(array) - 1
+            count = f"{first}-{last}" if last > first else f"{first}"
+            log.info("%s of %d: %s", count, total, title(array))
+            first = last + 1
             try:
-                result = run(job, self._task, self._context)
+                results = run(array, self._task, self._together, self._context)
             finally:
-                # The job turned the logging of this process to its own file.
+                # The jobs turned the logging of this process to their own files.
                 configure_log(self._config.hydra.hydra_logging, self._config.hydra.verbose)
-            yield position, result
+            yield array, results

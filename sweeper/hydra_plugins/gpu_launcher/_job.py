@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 # From 1.4 on, Hydra itself writes the traceback of a failed task into the job's file.
 _HYDRA_LOGS_TRACEBACKS = not hydra.__version__.startswith("1.3.")
 
+MAX_LINES = 5  # of one error's message, on the terminal
+
 
 @dataclass(frozen=True)
 class Job:
@@ -107,6 +109,13 @@ def log_file(job: Job) -> Path | None:
     except OmegaConfBaseException:  # it stands in the job's folder, which could not be named
         return None
     return next((Path(name) for name in names if name and Path(name).is_file()), None)
+
+
+def in_words(error: BaseException) -> str:
+    """Type and message, shortened to a few lines."""
+    lines = str(error).strip().splitlines()
+    shown = lines[:MAX_LINES] + ["..."] * (len(lines) > MAX_LINES)
+    return ": ".join([type(error).__name__, "\n".join(shown)]) if shown else type(error).__name__
 
 
 def _log_traceback(job: Job, error: BaseException, otherwise: Sequence[logging.Handler]) -> None:

@@ -1,42 +1,44 @@
 """A batch of overrides in, results out, in the order asked.
 
-    compose -> prepare -> executor -> report
+    compose -> prepare -> arrays -> executor -> report
 
-The executor is the seam: it says where and when jobs run, and nothing else. What a job is
-stands in _job.py and is the same for every executor.
+The executor is the seam: it says where and when arrays run, and nothing else. What a job is stands
+in _job.py, how an array runs in _array.py: the same for every executor.
 """
 
 import logging
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from hydra.core.utils import JobReturn, configure_log, filter_overrides, setup_globals
 from hydra.errors import HydraException
 from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
-from hydra_plugins.gpu_launcher._job import Job, exception, failed, log_file
+from hydra_plugins.gpu_launcher._array import Array, arrange
+from hydra_plugins.gpu_launcher._function import function
+from hydra_plugins.gpu_launcher._job import MAX_LINES, Job, exception, failed, in_words, log_file
 
 log = logging.getLogger(__name__)
-
-_MAX_LINES = 5  # of one error's message, on the terminal
 
 
 class Executor(Protocol):
     """Where jobs run: in this process, in worker processes that hold a slot, on a cluster."""
 
-    def run(self, jobs: Sequence[Job]) -> Generator[tuple[int, JobReturn], None, None]:
-        """Run all jobs, each whatever becomes of the others.
+    def run(
+        self, arrays: Sequence[Array]
+    ) -> Generator[tuple[Array, Sequence[JobReturn]], None, None]:
+        """Run all arrays, each with `_array.run`, each whatever becomes of the others.
 
-        Closing the generator is the order to stop: no further job is started, those that run
+        Closing the generator is the order to stop: no further array is started, those that run
         are ended, and nothing is left behind.
 
         Yields:
-            (position in `jobs`, result), once for each job, as soon as it has ended, in any
-            order. A job that failed, in whatever way, has a result too: see `_job.failed`.
+            (array, a result for each of its jobs), once for each array, as soon as it has ended,
+            in any order. A job that failed, in whatever way, has a result too: see `_job.failed`.
         """
         ...
 
@@ -49,6 +51,7 @@ def launch(
     config: DictConfig,
     executor: Executor,
     prepare: str | None = None,
+    together: str | None = None,
     fail_fast: bool = False,
 ) -> list[JobReturn]:
     """Run one batch of jobs.
@@ -58,24 +61,25 @@ def launch(
         first_num: number of the first job.
         context: composes the jobs.
         config: the sweep's own configuration.
-        executor: runs the jobs.
-        prepare: dotted path of the application's function; see `SlotsLauncher`.
-        fail_fast: stop after the first job that fails; what is left over is failed as skipped.
+        executor: runs the jobs; it has `together` too.
+        prepare, together: dotted paths of the application's functions; see `SlotsLauncher`.
+        fail_fast: start nothing after the first job that failed; what is left over is failed as
+            skipped.
 
     Returns:
         The results in the order of `overrides`.
 
     Raises:
-        HydraException: a job cannot be composed, or `prepare` is not a function; no job has run.
+        HydraException: a job cannot be composed, or `prepare` or `together` is not what it should
+            be; no job has run.
         Exception: what `prepare` raised; no job has run.
     """
     setup_globals()
     Path(str(config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     jobs = _compose(overrides, first_num, context, config)
-    if prepare is not None:
-        _function(prepare)([job.config for job in jobs])
-    results = _run(jobs, executor, fail_fast)
+    arrays = _arrange(jobs, prepare, together)
+    results = _run(jobs, arrays, executor, fail_fast)
     _summarize(jobs, results)
     return results
 
@@ -89,7 +93,7 @@ def _compose(
         try:
             composed = context.config_loader.load_sweep_config(config, list(own))
         except Exception as error:
-            problems.append((f"job {num} ({label}): {_in_words(error)}", error))
+            problems.append((f"job {num} ({label}): {in_words(error)}", error))
             continue
         with open_dict(composed):
             composed.hydra.job.id = str(num)
@@ -102,9 +106,9 @@ def _compose(
 
 def _all_of(problems: Sequence[tuple[str, Exception]], num_jobs: int) -> HydraException:
     lines = [f"{len(problems)} of {num_jobs} jobs cannot be composed; none was started."]
-    lines += [line for line, _ in problems[:_MAX_LINES]]
-    if len(problems) > _MAX_LINES:
-        lines.append(f"... and {len(problems) - _MAX_LINES} more")
+    lines += [line for line, _ in problems[:MAX_LINES]]
+    if len(problems) > MAX_LINES:
+        lines.append(f"... and {len(problems) - MAX_LINES} more")
     error = HydraException("\n".join(lines))
     error.__cause__ = problems[0][1]
     return error
@@ -117,46 +121,46 @@ def _labels(overrides: Sequence[Sequence[str]]) -> list[str]:
     return [" ".join([o for o in own if o not in shared] or own) for own in shown]
 
 
-def _function(path: str) -> Callable[[list[DictConfig]], Any]:
-    """The application's function of this name.
-
-    Looked up by `instantiate`, because that refuses targets which would let a configuration run
-    what it likes (`os.system`, `builtins.exec`); `hydra.utils.get_method` does not.
-    """
-    from hydra.utils import instantiate
-
-    try:
-        function: Callable[[list[DictConfig]], Any] = instantiate(
-            {"_target_": path, "_partial_": True}
-        ).func
-    except Exception as error:
+def _arrange(jobs: Sequence[Job], prepare: str | None, together: str | None) -> list[Array]:
+    """The jobs as arrays; whatever is wrong with the application's functions is said here."""
+    if together is not None:
+        function("together", together)
+    if prepare is None:
+        return [[job] for job in jobs]
+    asked = function("prepare", prepare)([job.config for job in jobs])
+    arrays = arrange(jobs, asked, prepare)
+    if together is None and any(len(array) > 1 for array in arrays):
         raise HydraException(
-            f"hydra.launcher.prepare={path} cannot be used: {_in_words(error.__cause__ or error)}\n"
-            "Give the dotted path of a function, as in my_package.my_module.my_function."
-        ) from error
-    return function
+            f"hydra.launcher.prepare={prepare} asks for jobs to be run together, but "
+            "hydra.launcher.together is not set.\n"
+            "Give the dotted path of the function that runs several jobs."
+        )
+    return arrays
 
 
-def _run(jobs: Sequence[Job], executor: Executor, fail_fast: bool) -> list[JobReturn]:
+def _run(
+    jobs: Sequence[Job], arrays: Sequence[Array], executor: Executor, fail_fast: bool
+) -> list[JobReturn]:
     results: dict[int, JobReturn] = {}
-    with closing(executor.run(jobs)) as ended:
-        for position, result in ended:
-            results[position] = result
-            error = exception(result)
-            if error is not None:
-                log.error("%s", _report(jobs[position], error))
-                if fail_fast:
-                    break
-    for position, job in enumerate(jobs):
-        if position not in results:
-            results[position] = failed(job, RuntimeError("skipped: fail_fast"))
-    return [results[position] for position in range(len(jobs))]
+    with closing(executor.run(arrays)) as ended:
+        for array, own in ended:
+            results.update(zip((job.num for job in array), own, strict=True))
+            errors = [(job, exception(result)) for job, result in zip(array, own, strict=True)]
+            failures = [_report(job, error) for job, error in errors if error is not None]
+            for failure in failures:
+                log.error("%s", failure)
+            if failures and fail_fast:
+                break
+    for job in jobs:
+        if job.num not in results:
+            results[job.num] = failed(job, RuntimeError("skipped: fail_fast"))
+    return [results[job.num] for job in jobs]
 
 
 def _report(job: Job, error: BaseException) -> str:
     path = log_file(job)
     where = f"\nLog: {os.path.relpath(path)}" if path else ""
-    return f"{job} failed: {_in_words(error)}{where}"
+    return f"{job} failed: {in_words(error)}{where}"
 
 
 def _summarize(jobs: Sequence[Job], results: Sequence[JobReturn]) -> None:
@@ -165,10 +169,3 @@ def _summarize(jobs: Sequence[Job], results: Sequence[JobReturn]) -> None:
     failures = [f"{job}: {type(error).__name__}" for job, error in errors if error is not None]
     if failures:
         log.error("%d of %d jobs failed: %s", len(failures), len(jobs), "; ".join(failures))
-
-
-def _in_words(error: BaseException) -> str:
-    """Type and message, shortened to a few lines."""
-    lines = str(error).strip().splitlines()
-    shown = lines[:_MAX_LINES] + ["..."] * (len(lines) > _MAX_LINES)
-    return ": ".join([type(error).__name__, "\n".join(shown)]) if shown else type(error).__name__

@@ -11,9 +11,13 @@ class SlotsInlineConf:
 
     _target_: str = "hydra_plugins.gpu_launcher.launcher.SlotsLauncher"
     # Dotted path of the application's function: it is given the composed configurations of all
-    # jobs before the first one runs. What it raises ends the launch.
+    # jobs before the first one runs. What it raises ends the launch. What it returns: None, or for
+    # each array of jobs that are to be run together, their positions.
     prepare: str | None = None
-    # Stop after the first job that fails; the jobs that are left over are not started.
+    # Dotted path of the application's function that runs an array: configurations of its jobs in,
+    # for each its value or its exception out.
+    together: str | None = None
+    # Start nothing after the first job that failed.
     fail_fast: bool = False
 
 

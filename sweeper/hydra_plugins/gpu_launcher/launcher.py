@@ -17,12 +17,19 @@ class SlotsLauncher(Launcher):
     Args:
         prepare: dotted path of a function of the application, or None. It is called once a batch,
             before any job, with the list of the jobs' composed configurations (each with its
-            `hydra` node) in the order asked; what it raises ends the launch.
-        fail_fast: stop after the first job that fails.
+            `hydra` node) in the order asked; what it raises ends the launch. It returns None, or
+            the arrays: for each the positions, in that list, of jobs that are to be run together.
+        together: dotted path of a function of the application that runs an array of two jobs or
+            more, or None. It is called with the list of their composed configurations, in this
+            process, and returns a list with the value of each job, or its exception.
+        fail_fast: start nothing after the first job that failed.
     """
 
-    def __init__(self, prepare: str | None = None, fail_fast: bool = False) -> None:
+    def __init__(
+        self, prepare: str | None = None, together: str | None = None, fail_fast: bool = False
+    ) -> None:
         self.prepare = prepare
+        self.together = together
         self.fail_fast = fail_fast
 
     def setup(
@@ -42,15 +49,20 @@ class SlotsLauncher(Launcher):
             initial_job_idx: the number of the first one.
 
         Raises:
-            HydraException: some job cannot be composed, or `prepare` cannot be called.
+            HydraException: some job cannot be composed, `prepare` or `together` cannot be called,
+                or `prepare` returned what cannot be run.
             Exception: whatever `prepare` raised.
         """
+        executor = InlineExecutor(
+            self.hydra_context, self.task_function, self.config, self.together
+        )
         return launch(
             job_overrides,
             initial_job_idx,
             context=self.hydra_context,
             config=self.config,
-            executor=InlineExecutor(self.hydra_context, self.task_function, self.config),
+            executor=executor,
             prepare=self.prepare,
+            together=self.together,
             fail_fast=self.fail_fast,
         )

@@ -1,0 +1,230 @@
+"""Tails of several runs as one: small heads, their parameters stacked.
+
+A head of a few thousand weights takes far less time to compute than to ask for. Stacked, K of them
+are one product of matrices a layer, and one optimizer step:
+
+    parameters   [K, outputs, inputs] and [K, outputs]
+    activations  [B, inputs], the same for all, or [K, B, inputs] behind the first layer
+
+Company changes nothing, bit for bit on a CPU (measured; tests/fit/test_stack.py): products of
+stacked matrices are computed one by one, elementwise operations number by number. Two things see to
+it. A run alone is stacked too, so that it takes the same kernels. And behind the last run there is
+always a row of zeros that belongs to nobody: kernels for a stack of one differ, and the last few
+numbers of a tensor, which are left over from the processor's wide registers, may round differently.
+
+Prior art: HFTA (S. Wang et al., MLSys 2021) fuses models that are trained side by side, and their
+optimizers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+from torch.nn import functional as F
+
+from graft.config import SGD, Adam, AdamW
+from graft.fit.learner import Learner
+
+# Above so many weights a head is bound by the memory that its weights move through, and gains
+# nothing by company (docs/performance.md).
+MAX_WEIGHTS = 1_000_000
+
+_PLAIN = (nn.ReLU, nn.ReLU6, nn.Hardswish, nn.GELU, nn.SiLU, nn.Identity)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One step of a tail: the name of its module, and the module of each run."""
+
+    name: str
+    modules: tuple[nn.Module, ...]
+
+
+def chain(tail: nn.Module) -> list[str] | None:
+    """Names of the modules of a tail that is a chain of layers which can be stacked; else None."""
+    if not isinstance(tail, GraphModule):
+        return None
+    *nodes, output = tail.graph.nodes
+    if len(nodes) < 2 or output.args[0] is not nodes[-1]:
+        return None
+    names = []
+    for before, node in pairwise(nodes):
+        if node.op != "call_module" or node.args != (before,) or node.kwargs:
+            return None
+        module = tail.get_submodule(str(node.target))
+        is_known = isinstance(module, (nn.Linear, nn.Dropout)) or type(module) in _PLAIN
+        if not is_known or (isinstance(module, nn.Linear) and module.bias is None):
+            return None
+        names.append(str(node.target))
+    weights = sum(p.numel() for p in tail.parameters() if p.requires_grad)
+    return names if 0 < weights <= MAX_WEIGHTS else None
+
+
+class Stack:
+    """Learners whose tails are trained as one.
+
+    Their networks' parameters become views of the stacked ones, so that each learner sees, stores
+    and restores its own as if it were alone.
+
+    Args:
+        learners: with tails of one shape, on the same batches, and optimizers of one kind.
+        names: from `chain`.
+    """
+
+    def __init__(self, learners: Sequence[Learner], names: Sequence[str]) -> None:
+        self.learners = tuple(learners)
+        tails = [learner.tail for learner in learners]
+        self._layers = [Layer(n, tuple(t.get_submodule(n) for t in tails)) for n in names]
+        self._weights = {
+            layer.name: (_stacked([m.weight for m in linears]), _stacked([m.bias for m in linears]))
+            for layer in self._layers
+            if (linears := [m for m in layer.modules if isinstance(m, nn.Linear)])
+        }
+        parameters = [p for pair in self._weights.values() for p in pair]
+        self._optimizer = StackedOptimizer(parameters, [one.config.optimizer for one in learners])
+        for learner in learners:
+            learner.optimizer = None  # ours steps for all
+        # Runs with one seed and equal rates draw equal masks, once for all of them.
+        rates = [tuple(m.p for m in self._dropouts(k)) for k in range(len(learners))]
+        self._streams = [
+            (one.config.seed, *rate) for one, rate in zip(learners, rates, strict=True)
+        ]
+
+    def step(
+        self, activations: tuple[torch.Tensor, ...], labels: torch.Tensor, among: set[Learner]
+    ) -> None:
+        """One optimizer step of every run on a batch; what is not `among` those left is ignored."""
+        (x,) = activations
+        rates = [learner.rate() for learner in self.learners]
+        with self.learners[0].autocast():
+            logits = self._forward(x)
+        losses = []
+        for learner, own in zip(self.learners, logits, strict=False):
+            if learner in among:
+                losses.append(learner.count(own.float(), labels))
+        torch.autograd.backward(losses)
+        self._optimizer.step(rates)
+
+    # --- inside ---------------------------------------------------------------------------
+
+    def _dropouts(self, k: int) -> list[nn.Dropout]:
+        return [m for layer in self._layers if isinstance(m := layer.modules[k], nn.Dropout)]
+
+    def _forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, inputs] -> [K + 1, B, outputs], in train mode."""
+        dropouts = 0
+        for layer in self._layers:
+            first = layer.modules[0]
+            if isinstance(first, nn.Linear):
+                weight, bias = self._weights[layer.name]
+                if x.ndim == 2:
+                    x = x.expand(len(weight), *x.shape)
+                x = torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
+            elif isinstance(first, nn.Dropout):
+                x = self._dropped(x, dropouts)
+                dropouts += 1
+            else:
+                x = first(x)
+        return x
+
+    def _dropped(self, x: torch.Tensor, number: int) -> torch.Tensor:
+        """Every run's own dropout, from its own random numbers."""
+        masks: dict[tuple[float, ...], torch.Tensor] = {}
+        shape = x.shape[-2:]
+        for k, (learner, stream) in enumerate(zip(self.learners, self._streams, strict=True)):
+            if stream not in masks:
+                with learner.own_random_numbers():
+                    ones = torch.ones(shape, dtype=x.dtype, device=x.device)
+                    masks[stream] = F.dropout(ones, self._dropouts(k)[number].p)
+        if len(masks) == 1:
+            return x * next(iter(masks.values()))
+        every = [masks[stream] for stream in self._streams]
+        return x * torch.stack([*every, every[-1]])
+
+
+class StackedOptimizer:
+    """torch's Adam, AdamW or SGD for every row of stacked parameters, each with its own settings.
+
+    The same arithmetic as `torch.optim`, written with operations that round alike for every row.
+
+    Args:
+        parameters: [K + 1, ...] each.
+        configs: [K], all of one class; momentum and nesterov equal.
+    """
+
+    BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # torch's own
+
+    def __init__(
+        self, parameters: Sequence[torch.Tensor], configs: Sequence[Adam | AdamW | SGD]
+    ) -> None:
+        self.parameters, self.config = list(parameters), configs[0]
+        self._decay = self._row([c.weight_decay for c in configs])
+        self._is_decaying = any(c.weight_decay for c in configs)
+        self._rates: Sequence[float] = ()
+        self._first = [torch.zeros_like(p) for p in parameters]
+        self._second = [torch.zeros_like(p) for p in parameters]
+        self._steps = 0
+
+    @torch.no_grad()
+    def step(self, rates: Sequence[float]) -> None:
+        """One step from the parameters' gradients, which are then gone. `rates`: [K]."""
+        self._steps += 1
+        if rates != self._rates:
+            self._rates, self._rate = list(rates), self._row(rates)
+        for p, m, v in zip(self.parameters, self._first, self._second, strict=True):
+            assert p.grad is not None
+            lr, decay = (x.view(-1, *[1] * (p.ndim - 1)) for x in (self._rate, self._decay))
+            gradient, p.grad = p.grad, None
+            if isinstance(self.config, AdamW):
+                p.mul_(1 - lr * decay)
+            elif self._is_decaying:
+                gradient = gradient + decay * p
+            if isinstance(self.config, SGD):
+                p.sub_(lr * self._direction(gradient, m))
+            else:
+                p.sub_(lr * self._adam(gradient, m, v))
+
+    def _adam(self, gradient: torch.Tensor, m: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        m.mul_(self.BETA1).add_(gradient * (1 - self.BETA1))
+        v.mul_(self.BETA2).add_(gradient * gradient * (1 - self.BETA2))
+        root = (v / (1 - self.BETA2**self._steps)).sqrt_().add_(self.EPS)
+        return (m / (1 - self.BETA1**self._steps)).div_(root)
+
+    def _direction(self, gradient: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
+        assert isinstance(self.config, SGD)
+        momentum = self.config.momentum
+        if not momentum:
+            return gradient
+        m.mul_(momentum).add_(gradient)  # the first step is the gradient itself
+        return gradient + momentum * m if self.config.nesterov else m
+
+    def _row(self, values: Sequence[float]) -> torch.Tensor:
+        """[K + 1]; nobody's row gets 0."""
+        like = self.parameters[0]
+        return torch.tensor([*values, 0.0], dtype=like.dtype, device=like.device)
+
+
+def stacks(learners: Sequence[Learner]) -> list[Stack]:
+    """Learners with equal tails, in stacks of those whose optimizers are of one kind."""
+    names = chain(learners[0].tail)
+    assert names is not None
+    kinds: dict[tuple[object, ...], list[Learner]] = {}
+    for learner in learners:
+        config = learner.config.optimizer
+        kind: tuple[object, ...] = (type(config),)
+        if isinstance(config, SGD):
+            kind += (config.momentum, config.nesterov)
+        kinds.setdefault(kind, []).append(learner)
+    return [Stack(group, names) for group in kinds.values()]
+
+
+def _stacked(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
+    """A stacked copy with a row of zeros behind; the parameters become views of their rows."""
+    nobody = torch.zeros_like(parameters[0])
+    whole = torch.stack([*(p.detach() for p in parameters), nobody])
+    for row, parameter in zip(whole, parameters, strict=False):
+        parameter.data = row
+    return whole.requires_grad_()

@@ -1,0 +1,98 @@
+"""Stored activations, read: a batch's rows, in the views that the epoch draws."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from graft.trunk.fill import Rows
+from graft.trunk.rows import RowFormat
+from graft.trunk.run import Tensors
+
+# Of a GPU's free memory, what activations may take: the rest is for the tails.
+GPU_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class View:
+    """One view's rows, and where each example's is: [N] positions in the rows, -1 for none."""
+
+    rows: Rows
+    position: NDArray[np.int64]
+
+
+class Activations:
+    """What a trunk made of the examples of a dataset.
+
+    Args:
+        format: of a row.
+        views: by name.
+        device: where the tails are. On a GPU all rows are held there if they fit.
+    """
+
+    def __init__(self, format: RowFormat, views: Mapping[str, View], device: torch.device) -> None:
+        self._format, self._views, self._device = format, dict(views), device
+        self._held = self._on_device() if device.type != "cpu" else None
+
+    def batch(
+        self, examples: NDArray[np.int64], names: Sequence[str], which: NDArray[np.int64]
+    ) -> Tensors:
+        """The activations of some examples, on the device.
+
+        Args:
+            examples: [B] positions in the dataset's table.
+            names: of views.
+            which: [B] the view of each example, positions in `names`.
+        """
+        if self._held is not None:
+            return self._format.unpack(self._held_rows(examples, names, which))
+        rows = torch.from_numpy(self._read(examples, names, which))
+        if self._device.type == "cuda":
+            rows = rows.pin_memory().to(self._device, non_blocking=True)
+        return self._format.unpack(rows)
+
+    def close(self) -> None:
+        for view in self._views.values():
+            view.rows.close()
+
+    def _read(
+        self, examples: NDArray[np.int64], names: Sequence[str], which: NDArray[np.int64]
+    ) -> NDArray[np.uint8]:
+        """uint8 [B, row_bytes]"""
+        out = np.empty((len(examples), self._format.row_bytes), dtype=np.uint8)
+        for number in np.unique(which):
+            view, chosen = self._views[names[number]], which == number
+            out[chosen] = view.rows.rows()[view.position[examples[chosen]]]
+        return out
+
+    def _held_rows(
+        self, examples: NDArray[np.int64], names: Sequence[str], which: NDArray[np.int64]
+    ) -> torch.Tensor:
+        assert self._held is not None
+        rows, first = self._held
+        where = np.empty(len(examples), dtype=np.int64)
+        for number in np.unique(which):
+            view, chosen = names[number], which == number
+            where[chosen] = first[view] + self._views[view].position[examples[chosen]]
+        index = torch.from_numpy(where).pin_memory().to(self._device, non_blocking=True)
+        return rows.index_select(0, index)
+
+    def _on_device(self) -> tuple[torch.Tensor, dict[str, int]] | None:
+        """All rows, uint8 [rows of all views, row_bytes], and where each view's begin; or None."""
+        sizes = {name: len(view.rows.rows()) for name, view in self._views.items()}
+        free, _ = torch.cuda.mem_get_info(self._device)
+        if sum(sizes.values()) * self._format.row_bytes > GPU_SHARE * free:
+            return None
+        held = torch.empty(
+            (sum(sizes.values()), self._format.row_bytes), dtype=torch.uint8, device=self._device
+        )
+        first, start = {}, 0
+        for name, view in self._views.items():
+            first[name] = start
+            for at in range(0, sizes[name], 4096):
+                part = np.array(view.rows.rows()[at : at + 4096])
+                held[start + at : start + at + len(part)] = torch.from_numpy(part)
+            start += sizes[name]
+        return held, first
