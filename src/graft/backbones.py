@@ -4,13 +4,13 @@ Which there are, and what their heads are, is plain data in `graft.catalog`. `mo
 the rate of the dropout before the last Linear; where the head has none, one is put there.
 """
 
+import functools
 import logging
 import math
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -167,8 +167,9 @@ def _fill(module: "nn.Module", backbone: Backbone, config: Model, image_size: in
     is_published = config.weights == "imagenet"
     kind: Literal["imagenet", "file"] = "imagenet" if is_published else "file"
     path = _imagenet_file(backbone) if is_published else _own_file(config.weights)
-    state = weights.read(path, expected=expected)
-    is_verified = weights.verify(path, expected=expected)
+    status = path.stat()
+    read = _read if status.st_size < _KEPT_BYTES else _read.__wrapped__
+    state, is_verified = read(path, status.st_mtime_ns, expected)
     state, note = _adapted(state, module, backbone, image_size)
     values = weights.as_float32(_usable(state, module, backbone, path), path)
     whole = weights.match(module.state_dict(), state)
@@ -176,7 +177,7 @@ def _fill(module: "nn.Module", backbone: Backbone, config: Model, image_size: in
     return WeightsSource(
         kind,
         str(path),
-        weights.digest(path),
+        _digest(path, path.stat().st_mtime_ns),
         is_verified,
         any(weights.is_under(key, backbone.blocks["head"]) for key in state),
         whole.missing,
@@ -184,6 +185,21 @@ def _fill(module: "nn.Module", backbone: Backbone, config: Model, image_size: in
         whole.misshapen,
         note,
     )
+
+
+# A weights file up to this size is kept in memory for the next run.
+_KEPT_BYTES = 200_000_000
+
+
+@functools.lru_cache(maxsize=1)
+def _read(path: Path, changed_ns: int, expected: str) -> "tuple[dict[str, torch.Tensor], bool]":
+    """What is in a file, and whether its digest is known: read once for all runs of a process."""
+    return weights.read(path, expected=expected), weights.verify(path, expected=expected)
+
+
+@functools.lru_cache(maxsize=8)
+def _digest(path: Path, changed_ns: int) -> str:
+    return weights.digest(path)
 
 
 def _own_file(name: str) -> Path:
@@ -233,7 +249,9 @@ def _adapted(
 
     # torchvision's published file predates its present MLP.
     old = {"mlp.linear_1.": "mlp.0.", "mlp.linear_2.": "mlp.3."}
-    state = {reduce(lambda k, o: k.replace(o, old[o]), old, key): t for key, t in state.items()}
+    state = {
+        functools.reduce(lambda k, o: k.replace(o, old[o]), old, key): t for key, t in state.items()
+    }
     key = "encoder.pos_embedding"
     positions, wanted = state.get(key), module.get_parameter(key).shape
     if positions is None or positions.shape == wanted or not _is_square_grid(positions, wanted[2]):

@@ -1,4 +1,4 @@
-"""Where to store activations: by what it costs, and by what fits.
+"""Where to store activations: by what fits, and by what it costs.
 
 Arithmetic only: no network, no disk.
 """
@@ -6,9 +6,8 @@ Arithmetic only: no network, no disk.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# What is stored also serves later sweeps. So storing may take this many times as long as not
-# storing, in one sweep alone.
-PATIENCE = 2.0
+# What is stored also serves later sweeps: it is judged as if it were read in so many epochs.
+MIN_EPOCHS = 10
 
 
 @dataclass(frozen=True)
@@ -33,51 +32,59 @@ class Work:
 
     Attributes:
         num_rows: pictures to store, each view of one counted.
-        num_seen: pictures that pass through it if nothing is stored: those of every epoch, once
-            for all runs that train side by side.
+        num_seen: pictures that pass through it in an epoch if nothing is stored: once for all runs
+            that train side by side.
+        epochs: of the longest run.
         read_s: seconds to read a stored byte.
     """
 
     num_rows: int
     num_seen: int
+    epochs: int
     read_s: float = 1e-9
 
 
 @dataclass(frozen=True)
 class Choice:
-    """`candidate` is None where nothing is to be stored; `why` says so, or why not the last."""
+    """`candidate` is None where nothing is to be stored. `why` says so, or why not the end."""
 
     candidate: Candidate | None
     why: str = ""
 
 
+def fits(row_bytes: int, work: Work, room_bytes: int) -> bool:
+    return row_bytes * work.num_rows <= room_bytes
+
+
 def choose(candidates: Sequence[Candidate], work: Work, room_bytes: int) -> Choice:
-    """The candidate that costs least of those that fit.
+    """The candidate that costs least of those that fit; none, if the trunk is cheaper than that.
 
     Args:
         candidates: in the order of the trunk; the last one is its end.
         room_bytes: what may be stored.
     """
     end = candidates[-1]
-    fitting = [one for one in candidates if one.row_bytes * work.num_rows <= room_bytes]
-    needs = f"{end.name} would take {gigabytes(end.row_bytes * work.num_rows)}"
-    may = f"{gigabytes(room_bytes)} may be used"
+    needs = (
+        f"at {end.name} {gigabytes(end.row_bytes * work.num_rows)} would be stored, "
+        f"{gigabytes(room_bytes)} may be"
+    )
+    fitting = [one for one in candidates if fits(one.row_bytes, work, room_bytes)]
     if not fitting:
-        return Choice(None, f"{needs}, {may}")
+        return Choice(None, needs)
     best = min(fitting, key=lambda one: cost_s(one, work))
-    live_s = work.num_seen * (end.before_s + end.after_s)
-    if cost_s(best, work) > PATIENCE * live_s:
-        return Choice(None, "storing would take longer than it saves")
-    if best is end:
-        return Choice(best)
-    why = "it is smaller" if end in fitting else f"{needs}, {may}"
-    return Choice(best, f"stored at {best.name}: {why}")
+    if cost_s(best, work) > _epochs(work) * work.num_seen * (end.before_s + end.after_s):
+        return Choice(None, f"{needs}; what fits would save no time")
+    return Choice(best) if best is end else Choice(best, f"stored at {best.name}: {needs}")
 
 
 def cost_s(one: Candidate, work: Work) -> float:
     """Seconds to store a candidate, and to go on from there in every epoch."""
-    again = work.num_seen * (one.after_s + one.row_bytes * work.read_s)
-    return work.num_rows * one.before_s + again
+    again = one.after_s + one.row_bytes * work.read_s
+    return work.num_rows * one.before_s + _epochs(work) * work.num_seen * again
+
+
+def _epochs(work: Work) -> int:
+    return max(work.epochs, MIN_EPOCHS)
 
 
 def gigabytes(count: int) -> str:

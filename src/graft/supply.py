@@ -410,9 +410,8 @@ def _stored(
         return str(error)
     if chosen.candidate is None:
         return chosen.why
-    if chosen.candidate.name != own.at:
-        exit = _exit_named(own, chosen.candidate.name)
-        place = _place(own, exit)
+    if chosen.why:
+        place = _place(own, (chosen.candidate.name,))
     left = exits.rest(own.trunk, place.exit)
     found = shelf.find(place) if left is not None else None
     if found is not None:
@@ -456,12 +455,17 @@ def _choose(
     autocast: Callable[[], torch.autocast],
 ) -> plan.Choice:
     """Where to store, by the sizes and times of a probe."""
+    examples = shelf.input.examples
+    work = plan.Work(shelf.num_rows, len(examples.train) + len(examples.val), config.epochs)
+    room = shelf.room_bytes()
+    with torch.no_grad(), autocast():
+        end = RowFormat.of(own.trunk(probe), config.activations)
+    if plan.fits(end.row_bytes, work, room):
+        return plan.Choice(plan.Candidate(own.at, end.row_bytes, 0.0, 0.0))
+    # An earlier place may be smaller; what it costs to go on from there is measured.
     places = [e for e in exits.frontiers(own.trunk) if e != own.exits] + [own.exits]
     with autocast():
-        exits.measure(own.trunk, places, probe)  # the first time pays for setting kernels up
         measured = exits.measure(own.trunk, places, probe)
-    if own.exits not in measured:
-        raise NotRows("what crosses the cut is not one row of numbers for each picture")
     kept = 0.5 if config.activations == "bfloat16" and config.precision == "float32" else 1.0
     candidates = [
         plan.Candidate(
@@ -473,14 +477,7 @@ def _choose(
         for e in places
         if e in measured
     ]
-    examples = shelf.input.examples
-    each_epoch = len(examples.train) + len(examples.val)
-    work = plan.Work(shelf.num_rows, config.epochs * each_epoch)
-    return plan.choose(candidates, work, shelf.room_bytes())
-
-
-def _exit_named(cut: Cut, name: str) -> Exit:
-    return next(e for e in exits.frontiers(cut.trunk) if e == (name,))
+    return plan.choose(candidates, work, room)
 
 
 def _place(cut: Cut, exit: Exit) -> _Place:

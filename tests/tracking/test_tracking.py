@@ -61,6 +61,7 @@ def test_the_files_of_the_record_are_artifacts(lab: Any) -> None:
 
 def test_a_checkpoint_takes_no_disk_twice(lab: Any) -> None:
     record = lab.train(lab.open(), 0)
+    lab.seen()
     (copy,) = (lab.output / "mlartifacts").rglob("model.safetensors")
     assert copy.samefile(record.path / "model.safetensors")
 
@@ -143,6 +144,7 @@ def test_the_status_tells_the_truth(lab: Any, status: str, shown: str) -> None:
 
 def test_a_run_that_failed_and_then_completed_has_no_reason_left(lab: Any) -> None:
     lab.begin(lab.open(), 0).finish(lab.record(0, "failed", "a flaw"), "failed", "a flaw", {})
+    lab.seen()
     lab.train(lab.open(), 0)
     (found,) = lab.seen().runs().values()
     assert found.info.status == "FINISHED"
@@ -350,6 +352,7 @@ run = sweep.run(number, f"{number:02d}", {"a": str(number)})
 for epoch in range(1, int(sys.argv[3]) + 1):
     run.epochs([{"epoch": epoch, "val_loss": 1 / epoch}])
 run.finish(None, "completed", None, {"best/val_accuracy": 0.5})
+sweep.wait(60)
 assert sweep.link is not None
 """
 

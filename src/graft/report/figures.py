@@ -112,7 +112,7 @@ def run_figures(record: Record, folder: Path) -> None:
 def _curves_figure(
     records: Sequence[Record], what: str, styles: Mapping[str, int], colours: Colours
 ) -> "Figure":
-    figure, axes = _figure(4.6, 3.3)
+    figure, axes = _figure(4.6, 3.3, is_fixed=colours is PAPER)
     grey = [record for record in records if record.name not in styles]
     for record in [*grey, *(r for r in records if r.name in styles)]:
         _line(axes, record, what, styles.get(record.name), colours)
@@ -180,7 +180,7 @@ def _confusion_figure(predictions: Predictions, colours: Colours) -> "Figure":
     num_classes = len(counts)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side, size = (4.2, 9) if num_classes <= SAID else (5.2, 6.5)
-    figure, axes = _figure(side, side)
+    figure, axes = _figure(side, side, is_fixed=False)
     _cells(axes, shares, colours)
     names = [_plain(name, 16) for name in predictions.classes]
     ticks = list(range(0, num_classes, -(-num_classes // COUNTED)))
@@ -233,7 +233,7 @@ def _counts(axes: "Axes", counts: Any, shares: Any, colours: Colours) -> None:
 def _roc_figure(predictions: Predictions, colours: Colours) -> "Figure":
     from sklearn.metrics import roc_curve
 
-    figure, axes = _figure(4.2, 3.9)
+    figure, axes = _figure(4.2, 3.9, is_fixed=colours is PAPER)
     areas, values = one_against_rest(predictions), class_scores(predictions)
     classes = [1] if len(predictions.classes) == 2 else list(range(len(predictions.classes)))
     shown = [c for c in classes if np.isfinite(areas[c])]
@@ -260,11 +260,16 @@ def _roc_figure(predictions: Predictions, colours: Colours) -> "Figure":
 # --- canvas ---------------------------------------------------------------------------------
 
 
-def _figure(width: float, height: float) -> "tuple[Figure, Axes]":
+def _figure(width: float, height: float, *, is_fixed: bool) -> "tuple[Figure, Axes]":
+    """A figure whose margins fit its labels: found by drawing it once more, or fixed."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.add_subplot()
+    figure = Figure(figsize=(width, height), layout=None if is_fixed else "constrained")
+    axes = figure.add_subplot()
+    if is_fixed:
+        figure.subplots_adjust(left=0.66 / width, right=1 - 0.12 / width, top=1 - 0.25 / height,
+                               bottom=0.5 / height)  # fmt: skip
+    return figure, axes
 
 
 @contextmanager
@@ -307,7 +312,13 @@ def _svg(draw: Callable[[Colours], "Figure"]) -> str:
 
 
 def _png(figure: "Figure", path: Path) -> None:
-    write_whole(path, lambda part: figure.savefig(part, format="png", dpi=150, facecolor="white"))
+    """By the canvas itself: `savefig` would draw the figure once more, to find its size."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure.set_dpi(130)
+    figure.set_facecolor("white")
+    canvas, light = FigureCanvasAgg(figure), {"compress_level": 3}
+    write_whole(path, lambda part: canvas.print_png(part, pil_kwargs=light))  # type: ignore[no-untyped-call]
 
 
 def _plain(text: str, length: int) -> str:
