@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from graft import dataset as dataset_
 from graft import metrics, train
 from graft.config import Adam, CrossEntropy, RandomCrop, RunConfig, from_dict
 from graft.errors import ConfigError, Diverged, RunError
@@ -122,7 +123,7 @@ def test_skipped_pictures_are_listed_in_the_record(
     name = train.load_dataset(train.resolve(from_dict(tiny_values))).examples
     bad = name.ids[name.train[0]]
     (tmp_path / "data" / bad).write_bytes(b"not a picture")
-    train._load_dataset.cache_clear()
+    dataset_._load_dataset.cache_clear()
     done = train.train(config, tmp_path / "run", train.load_dataset(config))
     assert [one.partition(":")[0] for one in done.info["skipped"]] == [bad]
     assert sum(done.info["split"]["train"].values()) == 63

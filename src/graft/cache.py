@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from graft.errors import BadRequest, CacheError, GraftError
 
 if TYPE_CHECKING:
-    from graft.trunk.listing import Listed
     from graft.trunk.store import Store
+    from graft.trunk.store.listing import Listed
 
 # Of a key, on the terminal; any beginning that no other key has names an entry.
 _SHORT = 12

@@ -84,8 +84,9 @@ def prepare_process(config: RunConfig) -> None:
     torch.backends.cudnn.allow_tf32 = config.precision != "float32"
 
 
+@functools.cache
 def environment(device: str) -> dict[str, Any]:
-    """Versions, device, machine and git commit: what a number may depend on."""
+    """Versions, device, machine and git commit: what a number may depend on. Found once."""
     from importlib.metadata import version
 
     names = ("graft-sweeps", "torch", "torchvision", "numpy", "pillow", "hydra-core", "mlflow")

@@ -76,21 +76,22 @@ class Origin:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def line(self) -> str:
-        """One line for the log."""
-        why = f" ({self.why})" if self.why else ""
+    def line(self, trains: str) -> str:
+        """One line for the log; `trains` says what does."""
+        why = f"; {self.why}" if self.why else ""
         if self.at is None:
-            return f"no trunk to share{why}"
+            return f"no trunk to share ({trains} train{'' if trains != 'head' else 's'}){why}"
+        up_to = f"trunk: up to {self.at} ({trains} train{'' if trains != 'head' else 's'})"
         if self.source == "live":
-            return f"trunk: up to {self.at}, run once a batch for all runs of an array{why}"
+            return f"{up_to}, run once a batch for all runs of an array{why}"
         how = {"built": f"built in {self.seconds:.1f} s", "reused": "reused"}.get(
             self.source, f"built in {self.seconds:.1f} s, kept in memory"
         )
         bound = f"; on another batch size within {self.difference:.0e}" if self.difference else ""
         num_views = f"{self.views} view{'s' if self.views > 1 else ''}"
         return (
-            f"trunk: up to {self.at}, {num_views}, {self.pictures:,} pictures, "
-            f"{self.gigabytes:.2f} GB, {how}{bound}{why}"
+            f"{up_to}, {num_views}, {self.pictures:,} pictures, {self.gigabytes:.2f} GB, "
+            f"{how}{bound}{why}"
         )
 
 
@@ -189,7 +190,8 @@ def supply(
     found = _stored(config, pictures, own, beside, autocast, pace)
     if isinstance(found, str):
         trunk = Trunk(Frozen(own.trunk, autocast, pace), config.activations)
-        return Supply(config, examples, live, trunk, Origin(own.at, "live", why=found))
+        why = f"{found}; {pictures.pictures.kept_in_words()}"
+        return Supply(config, examples, live, trunk, Origin(own.at, "live", why=why))
     activations, left, origin = found
     rest = Frozen(left, autocast, pace) if left is not None else None
     if rest is None:
@@ -498,7 +500,7 @@ def _filled(
         Of the first place: the format, each view's rows, whether they are stored.
     """
     places, module = _together(places, probe, autocast)
-    frozen = Frozen(module, autocast, pace)
+    frozen = Frozen(module, autocast, pace, is_for_storing=True)
     tensors = iter(frozen(probe))
     formats = [
         RowFormat.of([next(tensors) for _ in place.exit], shelf.input.config.activations)

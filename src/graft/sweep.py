@@ -9,16 +9,17 @@ from typing import Any
 
 from graft import backbones, metrics, record, train
 from graft.config import METRICS, RunConfig, to_dict
+from graft.data.raw import SHOWN, listed
+from graft.dataset import LoadedDataset, load_dataset
 from graft.errors import BadRequest, ConfigError, GraftError, RecordError, RunError
 from graft.identity import NOT_RESULT, run_identity
 from graft.record import Record, read_json, read_run, read_runs, write_json
 from graft.report.__main__ import print_table, write_report
 from graft.report.figures import run_figures
+from graft.run import Member, Outcome
 from graft.tracking import Off, SweepTracking
 
 log = logging.getLogger("graft")
-
-_SHOWN = 8  # runs of an array that are named on the terminal
 
 
 @dataclass(frozen=True)
@@ -102,16 +103,18 @@ def run_array(asked: Sequence[Asked]) -> list[float | Exception]:
 
 
 def _trained(asked: Sequence[Asked]) -> dict[str, float | Exception]:
-    _announce(asked)
+    numbers, total = _numbers(asked)
+    _announce(asked, numbers, total)
     runs = {}
-    for one in asked:
-        follower = _open_tracking(one.folder.parent, one.config).run(*_title(one), one.choices)
+    for one, number in zip(asked, numbers, strict=True):
+        tracking = _open_tracking(one.folder.parent, one.config)
+        follower = tracking.run(number, _title(one, number), one.choices)
         follower.params(one.choices, to_dict(one.config))
-        member = train.Member(one.config, one.folder, one.choices, [follower])
+        member = Member(one.config, one.folder, one.choices, [follower])
         runs[one.folder] = (one, member, follower)
     outcomes: dict[str, float | Exception] = {}
 
-    def ended(member: train.Member, outcome: train.Outcome) -> None:
+    def ended(member: Member, outcome: Outcome) -> None:
         one, _, follower = runs[member.folder]
         if isinstance(outcome, Exception):
             error = RunError(_report_failure(one, outcome, follower))
@@ -121,32 +124,28 @@ def _trained(asked: Sequence[Asked]) -> dict[str, float | Exception]:
             _report_success(outcome, follower)
             outcomes[one.name] = _value(outcome)
 
-    dataset = train.load_dataset(asked[0].config)
+    dataset = load_dataset(asked[0].config)
     members = [member for _, member, _ in runs.values()]
     train.train_array(members, dataset, beside=_beside(asked), ended=ended)
     return outcomes
 
 
-def _announce(asked: Sequence[Asked]) -> None:
-    numbers, total = [], 0
-    for one in asked:
-        number, total = _number(one)
-        numbers.append(number + 1)
+def _announce(asked: Sequence[Asked], numbers: Sequence[int], total: int) -> None:
     names = [one.name for one in asked]
     if len(names) == 1:
-        log.info("run %d of %d: %s", numbers[0], total, names[0])
+        log.info("run %d of %d: %s", numbers[0] + 1, total, names[0])
         return
-    log.info("runs %s of %d, one array:", ", ".join(map(str, numbers)), total)
-    for name in names[:_SHOWN]:
+    shown = listed([str(number + 1) for number in numbers])
+    log.info("runs %s of %d, one array:", shown, total)
+    for name in names[:SHOWN]:
         log.info("  %s", name)
-    if len(names) > _SHOWN:
-        log.info("  and %d more", len(names) - _SHOWN)
+    if len(names) > SHOWN:
+        log.info("  and %d more", len(names) - SHOWN)
 
 
-def _title(asked: Asked) -> tuple[int, str]:
-    """The run's number in its sweep, and its title in MLflow."""
-    number, _ = _number(asked)
-    return number, f"{number:02d} " + " ".join(
+def _title(asked: Asked, number: int) -> str:
+    """In MLflow."""
+    return f"{number:02d} " + " ".join(
         value if key == "strategy" else f"{key.split('.')[-1]}={value}"
         for key, value in asked.choices.items()
     )
@@ -202,14 +201,12 @@ def _twice(asked: Sequence[Asked]) -> list[str]:
     return [f"The run {name} was asked for twice. Name each value once." for name in twice]
 
 
-def _datasets(
-    asked: Sequence[Asked], problems: list[str]
-) -> dict[tuple[Any, ...], train.LoadedDataset]:
+def _datasets(asked: Sequence[Asked], problems: list[str]) -> dict[tuple[Any, ...], LoadedDataset]:
     """Every distinct dataset, read and checked."""
-    found: dict[tuple[Any, ...], train.LoadedDataset] = {}
+    found: dict[tuple[Any, ...], LoadedDataset] = {}
     for config in {_dataset_key(run.config): run.config for run in asked}.values():
         try:
-            found[_dataset_key(config)] = train.load_dataset(config)
+            found[_dataset_key(config)] = load_dataset(config)
         except BadRequest as error:
             problems.append(str(error))
     return found
@@ -234,7 +231,7 @@ def _check_networks(asked: Sequence[Asked], problems: list[str]) -> None:
             problems.append(str(error))
 
 
-def _conflicts(asked: Asked, datasets: Mapping[tuple[Any, ...], train.LoadedDataset]) -> list[str]:
+def _conflicts(asked: Asked, datasets: Mapping[tuple[Any, ...], LoadedDataset]) -> list[str]:
     """What stands in a run's folder already, of other settings or other data."""
     if not (asked.folder / record.RUN).is_file():
         return []
@@ -259,7 +256,7 @@ def _conflicts(asked: Asked, datasets: Mapping[tuple[Any, ...], train.LoadedData
 
 
 def _warn_of_large_batches(
-    asked: Sequence[Asked], datasets: Mapping[tuple[Any, ...], train.LoadedDataset]
+    asked: Sequence[Asked], datasets: Mapping[tuple[Any, ...], LoadedDataset]
 ) -> None:
     for config in (run.config for run in asked):
         size = len(datasets[_dataset_key(config)].examples.train)
@@ -284,7 +281,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
     return out
 
 
-def _introduce(dataset: train.LoadedDataset) -> None:
+def _introduce(dataset: LoadedDataset) -> None:
     """Say what the data are: sizes and class shares of each split, and what was noticed."""
     shares = dataset.examples.shares()
     total = sum(sum(counts.values()) for counts in shares.values())
@@ -344,10 +341,11 @@ def _open_tracking(folder: Path, config: RunConfig) -> SweepTracking | Off:
     return _opened[folder]
 
 
-def _number(asked: Asked) -> tuple[int, int]:
-    runs = (read_json(asked.folder.parent / record.SWEEP) or {}).get("runs", [])
-    names = [run["run"] for run in runs]
-    return (names.index(asked.name) if asked.name in names else len(names)), len(names)
+def _numbers(asked: Sequence[Asked]) -> tuple[list[int], int]:
+    """The runs' numbers in their sweep, from 0, and how many runs it has."""
+    runs = (read_json(asked[0].folder.parent / record.SWEEP) or {}).get("runs", [])
+    place = {run["run"]: number for number, run in enumerate(runs)}
+    return [place.get(one.name, len(runs)) for one in asked], len(runs)
 
 
 def _finished(folder: Path, config: RunConfig) -> Record | None:

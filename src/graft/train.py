@@ -13,38 +13,35 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from graft import backbones, machine, metrics, record, weights
+from graft import backbones, machine, metrics
 from graft.backbones import Network
-from graft.config import Dataset, RunConfig, to_dict
-from graft.data import Examples, load
-from graft.data.check import check, leaks, message
+from graft.config import RunConfig, to_dict
 from graft.data.pictures import available_bytes
-from graft.errors import ConfigError, DataError, Diverged, GraftError, RunError
+from graft.dataset import LoadedDataset, load_dataset
+from graft.errors import ConfigError, GraftError, RunError
 from graft.fit.learner import Learner, autocast
 from graft.fit.loop import can_stack, evaluate, fit, predictions
 from graft.fit.losses import class_weights
-from graft.identity import digest, run_identity
+from graft.identity import digest
 from graft.progress import Progress, in_words
-from graft.record import CHECKPOINT, Predictions, Record, RunFolder, read_run
-from graft.runlog import RunLog
+from graft.record import CHECKPOINT, Predictions, Record
+from graft.run import Follower, Member, Outcome, Run
 from graft.supply import Supply, supply, trunk_settings
 from graft.trunk.cut import Cut, cut
 
+__all__ = [
+    "Follower", "LoadedDataset", "Member", "Outcome", "array_key", "build_network", "load_dataset",
+    "resolve", "train", "train_array",
+]  # fmt: skip
+
 log = logging.getLogger("graft")
-
-
-class Follower(Protocol):
-    """Told of rows of metrics, one an epoch: what tracking gives."""
-
-    def epochs(self, rows: Sequence[Mapping[str, float]]) -> None: ...
 
 
 # --- configuration and data -----------------------------------------------------------------
@@ -75,61 +72,6 @@ def resolve(config: RunConfig) -> RunConfig:
     return replace(config, model=model, image_size=size, device=str(device))
 
 
-@dataclass(frozen=True)
-class LoadedDataset:
-    """A dataset that was read, checked and split.
-
-    Attributes:
-        examples: the table.
-        digest: of table and pictures.
-        digests: [N] of the pictures' files, in the table's order.
-        notes: what the user should know of it.
-        skipped: pictures that were left out, each with its reason.
-    """
-
-    examples: Examples
-    digest: str
-    digests: tuple[str, ...]
-    notes: tuple[str, ...]
-    skipped: tuple[str, ...] = ()
-
-
-def load_dataset(config: RunConfig) -> LoadedDataset:
-    """Read the table, check every picture, split. Done once a process for each dataset.
-
-    Raises:
-        DataError: all that is wrong with table, pictures or split.
-    """
-    return _load_dataset(config.dataset, machine.cache_dir(config.output_dir), config.workers)
-
-
-@functools.lru_cache(maxsize=4)
-def _load_dataset(config: Dataset, cache: Path, workers: int | None) -> LoadedDataset:
-    examples = load(config, cache)
-    checked = check(
-        list(examples.ids), examples.paths, None, cache,
-        max_pixels=config.max_pixels, min_side=config.min_side, workers=workers,
-    )  # fmt: skip
-    digests = list(checked.digests)
-    if checked.bad:
-        said = message(checked.bad, len(examples.ids), config.on_bad_image)
-        if config.on_bad_image == "error":
-            raise DataError(said)
-        log.warning("%s", said)
-        bad = {one.id for one in checked.bad}
-        digests = [d for d, name in zip(digests, examples.ids, strict=True) if name not in bad]
-        examples = load(config, cache, drop=bad)
-    names = [examples.classes[label] for label in examples.labels]
-    problems, notes = leaks(list(examples.ids), digests, names, list(examples.parts()))
-    if problems and config.on_leak == "error":
-        raise DataError(
-            "\n".join([*problems, "dataset.on_leak=warn goes on, with a warning in the report."])
-        )
-    every = (*examples.notes, *checked.notes, *notes, *problems)
-    skipped = tuple(f"{one.id}: {one.reason}" for one in checked.bad)
-    return LoadedDataset(examples, examples.digest_with(digests), tuple(digests), every, skipped)
-
-
 def num_outputs(classes: Sequence[str]) -> int:
     """One logit for two classes, else one a class."""
     return 1 if len(classes) == 2 else len(classes)
@@ -141,27 +83,6 @@ def num_outputs(classes: Sequence[str]) -> int:
 MAX_SIDE_BY_SIDE = 64
 # How long a run's rows of metrics may wait before they are written and sent.
 WRITE_S = 1.0
-
-
-@dataclass(frozen=True)
-class Member:
-    """One run of an array.
-
-    Attributes:
-        config: resolved.
-        folder: the run's own; what an earlier, unfinished attempt left there is replaced.
-        choices: what this run chose on each axis of its sweep, for the record.
-        followers: told of each epoch.
-    """
-
-    config: RunConfig
-    folder: Path
-    choices: Mapping[str, str] = field(default_factory=dict)
-    followers: Sequence[Follower] = ()
-
-
-# How a run ended: its record, or what ended it; the record then says so too.
-Outcome = Record | Exception
 
 
 def train(
@@ -217,15 +138,24 @@ def train_array(
         Their outcomes, in order.
     """
     machine.prepare_process(members[0].config)
+    outcomes: dict[Path, Outcome] = {}
     with ExitStack() as stack:
-        runs = [_Run(member, dataset, ended, stack) for member in members]
+        runs = []
+        for member in members:
+            try:
+                runs.append(Run(member, dataset, ended, stack))
+            except OSError as error:  # its folder cannot be written: the others' may be
+                outcomes[member.folder] = error
+                ended(member, error)
         try:
-            _train(runs, dataset, beside)
+            if runs:
+                _train(runs, dataset, beside)
         except Exception as error:  # of what they share
             for run in runs:
                 if run.outcome is None:
                     run.fail(error)
-        return [run.outcome for run in runs if run.outcome is not None]
+    outcomes |= {run.member.folder: run.outcome for run in runs if run.outcome is not None}
+    return [outcomes[member.folder] for member in members]
 
 
 def build_network(config: RunConfig, classes: Sequence[str], device: torch.device) -> Network:
@@ -242,54 +172,7 @@ def build_network(config: RunConfig, classes: Sequence[str], device: torch.devic
     return network
 
 
-class _Run:
-    """One member while it is trained: its folder, its log, its time, its end."""
-
-    def __init__(
-        self,
-        member: Member,
-        dataset: LoadedDataset,
-        ended: Callable[[Member, Outcome], None],
-        stack: ExitStack,
-    ) -> None:
-        self.member, self.config, self.name = member, member.config, member.folder.name
-        self.outcome: Outcome | None = None
-        self.seconds: dict[str, float] = {}
-        self._ended, self._started = ended, time.monotonic()
-        self.writer = RunFolder(member.folder)
-        self.log = stack.enter_context(RunLog(member.folder / record.LOG))
-        self.info = _first_info(self.config, dataset, member.choices)
-        self.writer.write_config(to_dict(self.config))
-        self.writer.write_environment(machine.environment(self.config.device))
-        self.writer.write_run(self.info)
-
-    def spent(self, what: str, seconds: float) -> None:
-        """What runs spend together is shared out evenly among them before it comes here."""
-        self.seconds[what] = self.seconds.get(what, 0.0) + seconds
-
-    def complete(self, best_epoch: int) -> None:
-        self.info["checkpoint_digest"] = weights.digest(self.writer.path / CHECKPOINT)
-        self.info |= {"status": "completed", "best_epoch": best_epoch}
-        self._end()
-        self.outcome = read_run(self.writer.path)
-        self._ended(self.member, self.outcome)
-
-    def fail(self, error: Exception) -> None:
-        # Diverged is the one failure that a user can read off the numbers: it has its own word.
-        status = "diverged" if isinstance(error, Diverged) else "failed"
-        self.info |= {"status": status, "reason": _reason(error, self.config)}
-        with suppress(OSError):  # most likely what it failed of; the caller is told all the same
-            self._end()
-        self.outcome = error
-        self._ended(self.member, error)
-
-    def _end(self) -> None:
-        spent = {what: round(seconds, 2) for what, seconds in self.seconds.items()}
-        self.info["timings_s"] = {**spent, "total": round(sum(self.seconds.values()), 2)}
-        self.writer.write_run(self.info)
-
-
-def _train(runs: Sequence[_Run], dataset: LoadedDataset, beside: Sequence[RunConfig]) -> None:
+def _train(runs: Sequence[Run], dataset: LoadedDataset, beside: Sequence[RunConfig]) -> None:
     config, examples = runs[0].config, dataset.examples
     with _sharing(runs, "prepare"):
         device = torch.device(config.device)
@@ -305,12 +188,18 @@ def _train(runs: Sequence[_Run], dataset: LoadedDataset, beside: Sequence[RunCon
             config, examples, dataset.digests, network.module, own,
             autocast=functools.partial(autocast, config.precision, device), beside=others,
         )  # fmt: skip
-        log.info("  %s", fed.origin.line())
+        log.info("  %s", fed.origin.line(_trained(network)))
     try:
         for group in _groups(runs, fed, own, network):
             _train_group(group, fed, own, network if group[0] is runs[0] else None)
     finally:
         fed.close()
+
+
+def _trained(network: Network) -> str:
+    """The blocks that train, in words: "head", "stage7, head", "stage2 to head"."""
+    names = [block for block in network.blocks if block in network.trainable]
+    return ", ".join(names) if len(names) < 3 else f"{names[0]} to {names[-1]}"
 
 
 def _cuts_beside(network: Network, config: RunConfig, beside: Sequence[RunConfig]) -> list[Cut]:
@@ -329,8 +218,8 @@ def _cuts_beside(network: Network, config: RunConfig, beside: Sequence[RunConfig
 
 
 def _groups(
-    runs: Sequence[_Run], fed: Supply, own: Cut | None, network: Network
-) -> Iterator[Sequence[_Run]]:
+    runs: Sequence[Run], fed: Supply, own: Cut | None, network: Network
+) -> Iterator[Sequence[Run]]:
     """Runs to train side by side: where they share something in each batch, or are one stack.
 
     Others gain nothing by it, and would fight for the processor's cache.
@@ -354,9 +243,7 @@ def _fitting(network: Network, fed: Supply) -> int:
     return max(1, int(free / 2 / of_run))
 
 
-def _train_group(
-    group: Sequence[_Run], fed: Supply, own: Cut | None, first: Network | None
-) -> None:
+def _train_group(group: Sequence[Run], fed: Supply, own: Cut | None, first: Network | None) -> None:
     """Fit runs side by side, then test each."""
     with _sharing(group, "prepare"):
         learners = {_learner(run, fed, own, first if run is group[0] else None): run
@@ -381,13 +268,13 @@ def _train_group(
     with _sharing(group, "test"):
         _test(learners, fed)
     for learner, run in learners.items():
-        if learner.error is not None:
-            run.fail(learner.error)
-        else:
+        if learner.error is None:
             run.complete(learner.best_epoch)
+        elif run.outcome is None:
+            run.fail(learner.error)
 
 
-def _learner(run: _Run, fed: Supply, own: Cut | None, network: Network | None) -> Learner:
+def _learner(run: Run, fed: Supply, own: Cut | None, network: Network | None) -> Learner:
     config, examples = run.config, fed.examples
     device = torch.device(config.device)
     network = network or build_network(config, examples.classes, device)
@@ -405,7 +292,7 @@ def _learner(run: _Run, fed: Supply, own: Cut | None, network: Network | None) -
     )  # fmt: skip
 
 
-def _test(learners: Mapping[Learner, _Run], fed: Supply) -> None:
+def _test(learners: Mapping[Learner, Run], fed: Supply) -> None:
     """Store each best epoch, read it back, and predict validation and test: the test's one use."""
     for learner, run in learners.items():
         if learner.error is not None:
@@ -452,7 +339,7 @@ def _keeping_error(learner: Learner) -> Iterator[None]:
 
 
 @contextmanager
-def _sharing(runs: Sequence[_Run], what: str) -> Iterator[None]:
+def _sharing(runs: Sequence[Run], what: str) -> Iterator[None]:
     """Time spent in here is shared out among these runs."""
     started = time.monotonic()
     try:
@@ -479,10 +366,10 @@ class _Watcher:
     together, at most once a second.
     """
 
-    def __init__(self, runs: Mapping[Learner, _Run], bar: Progress) -> None:
+    def __init__(self, runs: Mapping[Learner, Run], bar: Progress) -> None:
         self._runs, self._bar = runs, bar
         self._sent = dict.fromkeys(runs, 0)
-        self._written_at = time.monotonic()
+        self._began = self._written_at = time.monotonic()
 
     def batch(self, epoch: int, done: int, total: int) -> None:
         self._bar.batch(epoch, done, total)
@@ -495,6 +382,11 @@ class _Watcher:
                 self._runs[learner].log.info("  epoch %d/%d  %s", row["epoch"], of, in_words(row))
         if time.monotonic() - self._written_at >= WRITE_S:
             self.flush()
+        for learner, run in self._runs.items():
+            if learner.error is not None and run.outcome is None:
+                self.flush()
+                run.spent("fit", (time.monotonic() - self._began) / len(self._runs))
+                run.fail(learner.error)  # now, and not when the others have come to their end
 
     def flush(self) -> None:
         for learner, run in self._runs.items():
@@ -505,42 +397,3 @@ class _Watcher:
                 for follower in run.member.followers:
                     follower.epochs(rows)
         self._written_at = time.monotonic()
-
-
-# --- facts for the record -------------------------------------------------------------------
-
-
-def _first_info(
-    config: RunConfig, dataset: LoadedDataset, choices: Mapping[str, str]
-) -> dict[str, Any]:
-    return {
-        "status": "running",
-        "reason": None,
-        "identity": run_identity(config),
-        "choices": dict(choices),
-        "classes": list(dataset.examples.classes),
-        "metric": config.metric,
-        "best_epoch": None,
-        "parameters": None,
-        "weights": None,
-        "trunk": None,
-        "split": dataset.examples.shares(),
-        "data_digest": dataset.digest,
-        "notes": list(dataset.notes),
-        "skipped": list(dataset.skipped),
-        "timings_s": {},
-    }
-
-
-def _reason(error: Exception, config: RunConfig) -> str:
-    """One line on why a run failed."""
-    text = " ".join(str(error).split())
-    if isinstance(error, GraftError):
-        return text
-    if isinstance(error, torch.OutOfMemoryError):
-        peak = torch.cuda.max_memory_allocated(config.device) / 2**30
-        return (
-            f"out of GPU memory at batch_size={config.batch_size}, image_size={config.image_size} "
-            f"(peak {peak:.1f} GiB). A smaller batch_size needs less."
-        )
-    return f"{type(error).__name__}: {text}"[:500]

@@ -20,11 +20,10 @@ import pytest
 from numpy.typing import NDArray
 
 from graft.errors import CacheError, NoRoom
-from graft.trunk import entry as entries
-from graft.trunk import files, listing
-from graft.trunk.entry import BLOCK_ROWS, Damaged, Entry
-from graft.trunk.filler import Filler
-from graft.trunk.store import Store
+from graft.trunk.store import Store, files, listing
+from graft.trunk.store import entry as entries
+from graft.trunk.store.entry import BLOCK_ROWS, Damaged, Entry
+from graft.trunk.store.filler import Filler
 
 ROWS, ROW_BYTES = 3 * BLOCK_ROWS + 5, 64
 BYTES = ROWS * ROW_BYTES
@@ -612,7 +611,7 @@ def test_a_read_only_file_system_is_one_error_and_can_be_read(tmp_path: Path) ->
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real one. Another fills it up behind our back."""
-    monkeypatch.setattr("graft.trunk.store.RESERVE_BYTES", 0)
+    monkeypatch.setattr("graft.trunk.store.store.RESERVE_BYTES", 0)
     where = tmp_path / "small"
     with mounted(where, "size=256k"):
         store = Store(where / "activations")
@@ -639,7 +638,7 @@ def suppress_full() -> Iterator[None]:
 
 def fill_without_reserve(store: Store) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("graft.trunk.store.RESERVE_BYTES", 0)
+        patch.setattr("graft.trunk.store.store.RESERVE_BYTES", 0)
         fill(store).close()
 
 

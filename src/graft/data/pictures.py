@@ -230,6 +230,13 @@ class Pictures:
         """Whether every picture is decoded once only."""
         return self._kept is not None
 
+    def kept_in_words(self) -> str:
+        """Whether each picture is decoded once, and what that takes."""
+        size = f"{len(self._paths) * 3 * self._size**2 / 1e9:.2f} GB"
+        if self.is_kept:
+            return f"decoded pictures are kept in memory, {size}"
+        return f"pictures are decoded in every epoch: memory for {size} is not free"
+
     def batch(self, examples: NDArray[np.int64]) -> torch.Tensor:
         """uint8 [B, 3, S, S] of `examples` [B], positions in the table; repeats are allowed.
 

@@ -34,7 +34,7 @@ class Activations:
 
     def __init__(self, format: RowFormat, views: Mapping[str, View], device: torch.device) -> None:
         self._format, self._views, self._device = format, dict(views), device
-        self._held = self._on_device() if device.type != "cpu" else None
+        self._held = self._on_device() if device.type == "cuda" else None
 
     def batch(
         self, examples: NDArray[np.int64], names: Sequence[str], which: NDArray[np.int64]

@@ -13,6 +13,7 @@ import torch
 from torch.fx import GraphModule
 
 from graft.identity import digest
+from graft.trunk.store.entry import FORMAT as STORE_FORMAT
 
 # Raised when the same settings come to mean other bytes.
 FORMAT = 1
@@ -29,7 +30,7 @@ def key(*, trunk: str, pictures: Sequence[str], view: str, settings: Mapping[str
     """
     return digest(
         {
-            "format": FORMAT,
+            "format": [FORMAT, STORE_FORMAT],
             "trunk": trunk,
             "pictures": list(pictures),
             "view": view,

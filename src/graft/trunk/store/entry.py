@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graft.errors import CacheError
-from graft.trunk import files
+from graft.trunk.store import files
 
 # Of the header and both files. An entry of another format is removed and made again.
 FORMAT = 1

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graft.errors import CacheError
-from graft.trunk import files
-from graft.trunk.entry import (
+from graft.trunk.store import files
+from graft.trunk.store.entry import (
     BLOCK_ROWS,
     DATA,
     HEADER,

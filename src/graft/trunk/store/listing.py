@@ -9,9 +9,9 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from graft.trunk import files
-from graft.trunk.entry import DATA, HEADER, KEY, Damaged, read_header
-from graft.trunk.filler import JOURNAL, PART, journal_about
+from graft.trunk.store import files
+from graft.trunk.store.entry import DATA, HEADER, KEY, Damaged, read_header
+from graft.trunk.store.filler import JOURNAL, PART, journal_about
 
 LOCK = ".lock"
 # A half-built entry that nobody went on with for so long is removed.

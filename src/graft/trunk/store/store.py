@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from graft.errors import CacheError, NoRoom
-from graft.trunk import files
-from graft.trunk.entry import Damaged, Entry, Plan, check_key, open_entry
-from graft.trunk.filler import Filler, Part
-from graft.trunk.listing import (
+from graft.trunk.store import files
+from graft.trunk.store.entry import Damaged, Entry, Plan, check_key, open_entry
+from graft.trunk.store.filler import Filler, Part
+from graft.trunk.store.listing import (
     LOCK,
     Listed,
     listed,
