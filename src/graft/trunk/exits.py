@@ -20,13 +20,15 @@ Exit = tuple[str, ...]  # names of nodes whose values leave together
 def prefix(trunk: GraphModule, exits: Sequence[Exit]) -> GraphModule:
     """pictures -> for each of `exits` the tuple of its nodes' values.
 
-    An operation in place after an exit finds a copy there: what left is not changed any more.
+    An operation in place after an exit finds a copy there: what left is not changed any more. Only
+    the trunk's own output is as it is at the very end.
     """
-    nodes = {node.name: node for node in trunk.graph.nodes}
-    wanted = {name for names in exits for name in names}
-    needed = _with_inputs(nodes[name] for name in wanted)
-    writes = [node for node in trunk.graph.nodes if node in needed and is_in_place(trunk, node)]
     order = {node: i for i, node in enumerate(trunk.graph.nodes)}
+    wanted, end = {name for names in exits for name in names}, _output(trunk)
+    last = max(i for node, i in order.items() if node.name in wanted or end in exits)
+    # What is written need not be read under the name of the write: it counts as needed.
+    writes = [node for node in order if order[node] < last and is_in_place(trunk, node)]
+    needed = _with_inputs([*(node for node in order if node.name in wanted), *writes])
     graph, copies, left = Graph(), dict[Node, Node](), dict[str, Node]()
     for node in trunk.graph.nodes:
         if node.op == "placeholder" or node in needed:
@@ -35,18 +37,23 @@ def prefix(trunk: GraphModule, exits: Sequence[Exit]) -> GraphModule:
             is_written = any(order[write] > order[node] for write in writes)
             copy = copies[node]
             left[node.name] = graph.call_method("clone", (copy,)) if is_written else copy
-    graph.output(tuple(tuple(left[name] for name in names) for names in exits))
+    ends = {node.name: copy for node, copy in copies.items()}
+    graph.output(
+        tuple(tuple((ends if names == end else left)[name] for name in names) for names in exits)
+    )
     return GraphModule(trunk, graph, "Prefix")
 
 
 def rest(trunk: GraphModule, exit: Exit) -> GraphModule | None:
     """The values of an exit, one argument each -> the trunk's own output; None if they are it."""
-    output = next(node for node in trunk.graph.nodes if node.op == "output")
-    nodes = {node.name: node for node in trunk.graph.nodes}
-    if tuple(node.name for node in output.all_input_nodes) == exit:
+    if _output(trunk) == exit:
         return None
+    every = list(trunk.graph.nodes)
+    nodes = {node.name: node for node in every}
+    after = every[max(every.index(nodes[name]) for name in exit) + 1 :]
+    writes = [node for node in after if is_in_place(trunk, node)]
     # Beyond a frontier there are only constants, which whoever needs them fetches.
-    wanted = _with_inputs([output], without=frozenset(nodes[name] for name in exit))
+    wanted = _with_inputs([every[-1], *writes], without=frozenset(nodes[name] for name in exit))
     graph, copies = Graph(), dict[Node, Node]()
     for name in exit:
         copies[nodes[name]] = graph.placeholder(name)
@@ -76,7 +83,7 @@ def frontiers(trunk: GraphModule) -> list[Exit]:
     for node in nodes:
         if node not in seen or node.op == "output":
             continue
-        live = {n for n in live if max(order[user] for user in n.users) > order[node]}
+        live = {n for n in live if max(map(order.__getitem__, n.users), default=-1) > order[node]}
         if not live and node.op != "placeholder" and node.users:
             found.append((node.name,))
         live.add(node)
@@ -138,6 +145,11 @@ class _Stopwatch(Interpreter):
         elif isinstance(value, torch.Tensor) and value.ndim and len(value) == self._batch:
             self.bytes[n.name] = value[0].numel() * value.element_size()
         return value
+
+
+def _output(trunk: GraphModule) -> Exit:
+    output = next(node for node in trunk.graph.nodes if node.op == "output")
+    return tuple(node.name for node in output.all_input_nodes)
 
 
 def _with_inputs(nodes: Iterable[Node], without: frozenset[Node] = frozenset()) -> set[Node]:

@@ -31,9 +31,13 @@ class Pace:
     difference: float = 0.0
 
     @classmethod
-    def on(cls, device: torch.device) -> "Pace":
+    def on(cls, device: torch.device, batch_size: int) -> "Pace":
+        """The sizes to try on a device: those that take no more memory than training does."""
         is_cpu = device.type == "cpu"
-        return cls(ON_CPU if is_cpu else ON_GPU, must_be_equal=is_cpu)
+        usual, *others = ON_CPU if is_cpu else ON_GPU
+        # Without gradients nothing is kept, layer by layer; on a GPU that allows for more.
+        largest = batch_size if is_cpu else 8 * batch_size
+        return cls((usual, *(n for n in others if n <= largest)), must_be_equal=is_cpu)
 
     @property
     def best(self) -> int:

@@ -1,0 +1,11 @@
+"""What the tails of an array are fed with: stored activations, or pictures through the trunk.
+
+The same numbers either way. What is stored, where in the trunk, and why not, is decided here from
+what `graft.plan` makes of sizes and times; it is said in one line, and kept in the runs' records.
+"""
+
+from graft.supply.batches import as_input
+from graft.supply.origin import Origin
+from graft.supply.supply import Supply, supply, trunk_settings
+
+__all__ = ["Origin", "Supply", "as_input", "supply", "trunk_settings"]

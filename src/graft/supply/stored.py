@@ -1,0 +1,213 @@
+"""Have the activations of an array: find them, compute them, or say why not."""
+
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch.fx import GraphModule
+
+from graft import plan
+from graft.config import RunConfig
+from graft.data.augment import FIXED, fixed_views
+from graft.data.pictures import available_bytes
+from graft.progress import Counter
+from graft.supply.batches import Input
+from graft.supply.origin import Origin
+from graft.supply.shelf import Place, Shelf
+from graft.trunk import exits, key
+from graft.trunk.activations import Activations
+from graft.trunk.cut import Cut
+from graft.trunk.exits import Exit
+from graft.trunk.fill import Rows, Wanted, fill_or_remember
+from graft.trunk.rows import NotRows, RowFormat
+from graft.trunk.run import Frozen, Pace
+from graft.trunk.store import Store
+
+PROBE = 16  # pictures that a trunk is tried on
+# Of the memory that is available, what activations may take where there is no store.
+MEMORY_SHARE = 4
+
+Found = tuple[Activations, GraphModule | None, Origin]
+
+
+def stored(
+    config: RunConfig,
+    pictures: Input,
+    own: Cut,
+    beside: Sequence[Cut],
+    autocast: Callable[[], torch.autocast],
+    pace: Pace,
+) -> Found | str:
+    """Stored activations, what of the trunk comes after them, and where from; or why there are
+    none."""
+    started = time.monotonic()
+    if not config.cache.enabled:
+        return "cache.enabled=false"
+    if fixed_views(config.augmentation) is None:
+        kind = type(config.augmentation).__name__
+        return f"augmentation: there is no end to the views of {kind}"
+    shelf = Shelf(pictures)
+    place = _place(own, own.exits)
+    found = shelf.find(place)
+    if found is not None:
+        return _opened(shelf, place, *found, None, Origin(own.at, "reused"), started)
+    probe = next(pictures.batches([np.arange(min(PROBE, len(pictures.examples.ids)))]))
+    try:
+        chosen = _choose(config, shelf, own, probe, autocast)
+    except NotRows as error:
+        return str(error)
+    if chosen.candidate is None:
+        return chosen.why
+    if chosen.why:
+        place = _place(own, (chosen.candidate.name,))
+    left = exits.rest(own.trunk, place.exit)
+    found = shelf.find(place) if left is not None else None
+    if found is not None:
+        origin = Origin(own.at, "reused", why=chosen.why)
+        return _opened(shelf, place, *found, left, origin, started)
+    others = [_place(cut, cut.exits) for cut in beside] if left is None else []
+    filled = _filled(shelf, [place, *others], probe, autocast, pace)
+    if filled is None:
+        return "neither the cache nor memory has room"
+    format, rows, is_stored = filled
+    origin = Origin(
+        own.at, "built" if is_stored else "memory", why=chosen.why, difference=pace.difference
+    )
+    return _opened(shelf, place, format, rows, left, origin, started)
+
+
+def _opened(
+    shelf: Shelf,
+    place: Place,
+    format: RowFormat,
+    found: Mapping[str, Rows],
+    left: GraphModule | None,
+    origin: Origin,
+    started: float,
+) -> Found:
+    whole = replace(
+        origin,
+        views=len(shelf.names),
+        pictures=len(shelf.input.examples.ids),
+        gigabytes=round(shelf.num_rows * format.row_bytes / 1e9, 4),
+        seconds=round(time.monotonic() - started, 2),
+    )
+    return shelf.activations(format, found), left, whole
+
+
+def _choose(
+    config: RunConfig,
+    shelf: Shelf,
+    own: Cut,
+    probe: torch.Tensor,
+    autocast: Callable[[], torch.autocast],
+) -> plan.Choice:
+    """Where to store, by the sizes and times of a probe."""
+    examples = shelf.input.examples
+    work = plan.Work(shelf.num_rows, len(examples.train) + len(examples.val), config.epochs)
+    room = shelf.room_bytes()
+    with torch.no_grad(), autocast():
+        end = RowFormat.of(own.trunk(probe), config.activations)
+    if plan.fits(end.row_bytes, work, room):
+        return plan.Choice(plan.Candidate(own.at, end.row_bytes, 0.0, 0.0))
+    # An earlier place may be smaller; what it costs to go on from there is measured.
+    places = [e for e in exits.frontiers(own.trunk) if e != own.exits] + [own.exits]
+    with autocast():
+        measured = exits.measure(own.trunk, places, probe)
+    kept = 0.5 if config.activations == "bfloat16" and config.precision == "float32" else 1.0
+    candidates = [
+        plan.Candidate(
+            own.at if e == own.exits else e[0],
+            int(measured[e].bytes * kept),
+            measured[e].before_s,
+            measured[e].after_s,
+        )
+        for e in places
+        if e in measured
+    ]
+    return plan.choose(candidates, work, room)
+
+
+def _place(cut: Cut, exit: Exit) -> Place:
+    at = cut.at if exit == cut.exits else exit[0]
+    return Place(cut, exit, at, key.digest_of(exits.prefix(cut.trunk, [exit])))
+
+
+def _filled(
+    shelf: Shelf,
+    places: Sequence[Place],
+    probe: torch.Tensor,
+    autocast: Callable[[], torch.autocast],
+    pace: Pace,
+) -> tuple[RowFormat, dict[str, Rows], bool] | None:
+    """Fill the first place, and in the same pass the others as far as one trunk holds them all.
+
+    Returns:
+        Of the first place: the format, each view's rows, whether they are stored.
+    """
+    places, module = _together(places, probe, autocast)
+    frozen = Frozen(module, autocast, pace, is_for_storing=True)
+    tensors = iter(frozen(probe))
+    formats = [
+        RowFormat.of([next(tensors) for _ in place.exit], shelf.input.config.activations)
+        for place in places
+    ]
+    memory = available_bytes() // MEMORY_SHARE
+    rows: dict[str, Rows] = {}
+    store: Store | None = shelf.store
+    with Counter("trunk", shelf.num_rows) as counter:
+        for view in shelf.names:
+            wanted = [
+                Wanted(shelf.key(p, view), shelf.about(p, view, f), p.exit, f)
+                for p, f in zip(places, formats, strict=True)
+            ]
+            found = fill_or_remember(
+                store, wanted, len(shelf.rows[view]), frozen,
+                functools.partial(_inputs, shelf, view), counter.advance, memory,
+            )  # fmt: skip
+            if found is None:
+                return None
+            rows[view] = found[0]
+            for other in found[1:]:
+                other.close()
+    is_stored = all(hasattr(one, "about") for one in rows.values())
+    return formats[0], rows, is_stored
+
+
+def _together(
+    places: Sequence[Place], probe: torch.Tensor, autocast: Callable[[], torch.autocast]
+) -> tuple[list[Place], GraphModule]:
+    """The first place and those that one pass can give as well, and that pass: exactly, or not."""
+    deepest = max(places, key=lambda place: len(place.cut.trunk.graph.nodes)).cut.trunk
+    first, *others = places
+    if exits.holds(deepest, first.cut.trunk, first.exit):
+        others = [p for p in others if exits.holds(deepest, p.cut.trunk, p.exit)]
+        module = exits.prefix(deepest, [p.exit for p in (first, *others)])
+        if others and _agree(module, [first, *others], probe[:2], autocast):
+            return [first, *others], module
+    return [first], exits.prefix(first.cut.trunk, [first.exit])
+
+
+def _agree(
+    module: GraphModule,
+    places: Sequence[Place],
+    probe: torch.Tensor,
+    autocast: Callable[[], torch.autocast],
+) -> bool:
+    with torch.no_grad(), autocast():
+        found = module(probe)
+        alone = [exits.prefix(p.cut.trunk, [p.exit])(probe)[0] for p in places]
+    return all(
+        torch.equal(a, b)
+        for ours, theirs in zip(found, alone, strict=True)
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def _inputs(shelf: Shelf, view: str, ranges: Sequence[tuple[int, int]]) -> Iterator[torch.Tensor]:
+    rows = shelf.rows[view]
+    chunks = [rows[start:stop] for start, stop in ranges]
+    return shelf.input.batches(chunks, lambda number, pictures: FIXED[view](pictures))
