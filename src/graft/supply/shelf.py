@@ -10,6 +10,7 @@ import numpy as np
 import PIL
 
 from graft import machine
+from graft.data import pictures as pictures_
 from graft.data.augment import PLAIN, fixed_views
 from graft.supply.batches import Input
 from graft.trunk import key
