@@ -25,10 +25,11 @@ Each run is a line of JSON:
 On a GPU torch's defaults hold here, TF32 in convolutions included; graft's float32 is without.
 """
 
+import importlib
 import sys
 
-if "--tuned" in sys.argv:
-    import graft  # before torch: it makes waiting threads sleep, which torch looks up once
+if "--tuned" in sys.argv:  # before torch, which looks up once whether waiting threads sleep
+    importlib.import_module("graft")
 
 import argparse
 import json
@@ -201,7 +202,7 @@ class _Kept:
     def __init__(self, task: Task) -> None:
         self._task = task
         used = np.concatenate([task.train, task.val])
-        with ThreadPoolExecutor(machine_cores()) as pool:
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             decoded = list(pool.map(self._decoded, used))
         self._pictures = torch.stack(decoded).to(task.device)
         self._labels = torch.from_numpy(task.examples.labels[used]).to(task.device)
@@ -233,11 +234,6 @@ class _Kept:
         with Image.open(self._task.paths[at]) as picture:
             resized = picture.convert("RGB").resize((side, side), Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
-
-
-def machine_cores() -> int:
-    """Threads to decode with: as many as torch computes with."""
-    return torch.get_num_threads()
 
 
 # --- the same work as graft's ---------------------------------------------------------------

@@ -20,11 +20,11 @@ KEPT: tuple[Stored, ...] = ("float32", "bfloat16")
 
 
 def random(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
 
 
 def there_and_back(tensors: list[torch.Tensor], stored: Stored) -> tuple[torch.Tensor, ...]:
-    format = RowFormat.of(tensors, stored)
+    format = RowFormat.of(tensors, stored, len(tensors[0]))
     rows = format.pack(tensors)
     assert rows.dtype == torch.uint8 and rows.shape == (len(tensors[0]), format.row_bytes)
     return format.unpack(torch.from_numpy(rows.numpy().copy()))  # as from a file
@@ -70,7 +70,7 @@ def test_several_tensors_come_back_each_as_it_was() -> None:
 
 def test_a_row_is_of_one_picture() -> None:
     tensors = [random((5, 4, 3, 2)), random((5, 7), torch.float16)]
-    format = RowFormat.of(tensors, "float32")
+    format = RowFormat.of(tensors, "float32", 5)
     rows, swapped = format.pack(tensors), [3, 0, 4, 1, 2]
     for back, tensor in zip(format.unpack(rows[swapped]), tensors, strict=True):
         assert_same(back, tensor[swapped])
@@ -127,7 +127,7 @@ def test_several_of_them_too(stored: Stored) -> None:
 
 def test_bfloat16_halves_a_row_and_is_rounding() -> None:
     tensors = [random((5, 4, 3, 2)), random((5, 7))]
-    whole, half = (RowFormat.of(tensors, stored).row_bytes for stored in KEPT)
+    whole, half = (RowFormat.of(tensors, stored, len(tensors[0])).row_bytes for stored in KEPT)
     assert whole == 2 * half
     for back, tensor in zip(there_and_back(tensors, "bfloat16"), tensors, strict=True):
         assert_same(back, tensor.to(torch.bfloat16).to(torch.float32))
@@ -146,7 +146,7 @@ def test_bfloat16_leaves_float16_as_it_is() -> None:
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float64, torch.complex64])
 def test_other_numbers_than_floats_are_no_rows(dtype: torch.dtype) -> None:
     with pytest.raises(NotRows, match=rf"{str(dtype).removeprefix('torch.')} \(5, 7\)"):
-        RowFormat.of([random((5, 3)), torch.ones(5, 7, dtype=dtype)], "float32")
+        RowFormat.of([random((5, 3)), torch.ones(5, 7, dtype=dtype)], "float32", 5)
 
 
 @pytest.mark.parametrize("shape", [(1, 7), (4, 7), (), (0, 7)])
@@ -156,7 +156,7 @@ def test_a_tensor_without_a_row_for_each_picture_is_no_rows(
 ) -> None:
     tensors = [random(shape)] if is_alone else [random((5, 3)), random(shape)]
     with pytest.raises(NotRows, match="crosses"):
-        RowFormat.of(tensors, "float32", num_pictures=5)
+        RowFormat.of(tensors, "float32", 5)
 
 
 # --- a format in a header ---------------------------------------------------------------------
@@ -165,7 +165,7 @@ def test_a_tensor_without_a_row_for_each_picture_is_no_rows(
 @pytest.mark.parametrize("stored", KEPT)
 def test_a_format_survives_json(stored: Stored) -> None:
     tensors = [random(s, d) for s in SHAPES.values() for d in TYPES]
-    format = RowFormat.of(tensors, stored)
+    format = RowFormat.of(tensors, stored, len(tensors[0]))
     again = RowFormat.from_dict(json.loads(json.dumps(format.to_dict())))
     assert again == format and again.row_bytes == format.row_bytes
     for ours, back in zip(

@@ -110,7 +110,7 @@ def _choose(
     work = plan.Work(shelf.num_rows, len(examples.train) + len(examples.val), config.epochs)
     room = shelf.room_bytes()
     with torch.no_grad(), autocast():
-        end = RowFormat.of(own.trunk(probe), config.activations)
+        end = RowFormat.of(own.trunk(probe), config.activations, len(probe))
     if plan.fits(end.row_bytes, work, room):
         return plan.Choice(plan.Candidate(own.at, end.row_bytes, 0.0, 0.0))
     # An earlier place may be smaller; what it costs to go on from there is measured.
@@ -152,7 +152,9 @@ def _filled(
     frozen = Frozen(module, autocast, pace, is_for_storing=True)
     tensors = iter(frozen(probe))
     formats = [
-        RowFormat.of([next(tensors) for _ in place.exit], shelf.input.config.activations)
+        RowFormat.of(
+            [next(tensors) for _ in place.exit], shelf.input.config.activations, len(probe)
+        )
         for place in places
     ]
     memory = available_bytes() // MEMORY_SHARE

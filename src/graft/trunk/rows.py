@@ -29,8 +29,8 @@ class RowFormat:
     kept: tuple[str, ...]
 
     @classmethod
-    def of(cls, tensors: Sequence[torch.Tensor], stored: Stored) -> "RowFormat":
-        """The format for what a trunk made of a batch.
+    def of(cls, tensors: Sequence[torch.Tensor], stored: Stored, num_pictures: int) -> "RowFormat":
+        """The format for what a trunk made of a batch of so many pictures.
 
         Raises:
             NotRows: a tensor has other numbers in it than floats, or no row for each picture.
@@ -38,7 +38,7 @@ class RowFormat:
         given = []
         for tensor in tensors:
             name = str(tensor.dtype).removeprefix("torch.")
-            if name not in _DTYPES or not tensor.ndim or len(tensor) != len(tensors[0]):
+            if name not in _DTYPES or not tensor.ndim or len(tensor) != num_pictures:
                 raise NotRows(f"a tensor of {name} {tuple(tensor.shape)} crosses")
             given.append(name)
         kept = tuple(stored if name == "float32" else name for name in given)
@@ -59,7 +59,7 @@ class RowFormat:
     def pack(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         """Tensors [B, ...] as uint8 [B, row_bytes], on their device."""
         parts = [
-            _flat(tensor).to(_DTYPES[name]).contiguous().view(torch.uint8)
+            _flat(tensor).to(_DTYPES[name]).view(torch.uint8)
             for tensor, name in zip(tensors, self.kept, strict=True)
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
@@ -95,9 +95,9 @@ def same_layout(tensors: Sequence[torch.Tensor], stored: Stored) -> tuple[torch.
 
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:
-    """[B, ...] as [B, numbers], channels last; a view where the memory is in this order."""
+    """[B, ...] as [B, numbers], channels last; a view where the memory is in this order, dense."""
     ordered = tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor
-    return ordered.reshape(len(tensor), -1)
+    return ordered.reshape(len(tensor), -1).contiguous()
 
 
 def _shaped(flat: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
