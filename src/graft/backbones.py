@@ -33,8 +33,9 @@ _log = logging.getLogger(__name__)
 def build(config: Model, num_outputs: int, *, seed: int, image_size: int) -> Network:
     """A network with pretrained weights and a new head; everything trains until `freeze`.
 
-    The head's first values come from `seed` alone: the same for any weights, and the global
-    random state is left as it was. So do all values with model.weights=none.
+    The head's first values come from model.head_seed, or else from `seed`, alone: the same for any
+    weights, and the global random state is left as it was. With model.weights=none all other
+    values come from `seed`.
 
     Args:
         num_outputs: 1 for two classes, else one per class.
@@ -48,12 +49,13 @@ def build(config: Model, num_outputs: int, *, seed: int, image_size: int) -> Net
     _check_size(backbone, image_size)
     with _seeded(seed):
         module = _bare(backbone, image_size, on_meta=config.weights != "none")
-    _put_head(module, backbone, config, num_outputs, seed)
+    head_seed = seed if config.head_seed is None else config.head_seed
+    _put_head(module, backbone, config, num_outputs, head_seed)
     source = _fill(module, backbone, config, image_size)
     if source.kind == "none":
         source = replace(source, name=f"{source.name}, from seed {seed}")
     else:
-        _fill_rest(module, seed)
+        _fill_rest(module, head_seed)
     blocks = {name: tuple(_modules(module, names)) for name, names in backbone.blocks.items()}
     network = Network(module, blocks, source, backbone)
     network.freeze(frozenset(blocks))

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from graft import backbones, machine, metrics
+from graft import backbones, machine, metrics, record
 from graft.backbones import Network
 from graft.config import RunConfig, to_dict
 from graft.data.pictures import available_bytes
@@ -116,7 +116,9 @@ def array_key(config: RunConfig) -> str:
     first values of the head.
     """
     values = {**trunk_settings(config), "strategy": to_dict(config)["strategy"]}
-    return digest([values, config.sampling, config.seed, config.batch_size])
+    # Where a head has no dropout, one that is asked for is one module more: another tail.
+    is_added = config.model.dropout is not None and not backbones.find(config.model.name).dropout
+    return digest([values, config.sampling, config.seed, config.batch_size, is_added])
 
 
 def train_array(
@@ -161,9 +163,8 @@ def train_array(
 def build_network(config: RunConfig, classes: Sequence[str], device: torch.device) -> Network:
     """The run's network on its device, frozen as its strategy says."""
     assert config.image_size is not None
-    seed = config.seed if config.model.head_seed is None else config.model.head_seed
     network = backbones.build(
-        config.model, num_outputs(classes), seed=seed, image_size=config.image_size
+        config.model, num_outputs(classes), seed=config.seed, image_size=config.image_size
     )
     # Convolutions work on channels-last tensors; in the other order each one converts and, on two
     # cores, ran at half the speed at best (docs/decisions/0006).
@@ -375,11 +376,11 @@ class _Watcher:
         self._bar.batch(epoch, done, total)
 
     def epoch(self, rows: Mapping[Learner, dict[str, float]]) -> None:
-        self._bar.epoch({self._runs[learner].name: row for learner, row in rows.items()})
-        if len(self._runs) > 1:
-            for learner, row in rows.items():
-                of = self._runs[learner].config.epochs
-                self._runs[learner].log.info("  epoch %d/%d  %s", row["epoch"], of, in_words(row))
+        with _kept_out_of_logs():  # each has lines of its own, below, and of no other run
+            self._bar.epoch({self._runs[learner].name: row for learner, row in rows.items()})
+        for learner, row in rows.items():
+            of = self._runs[learner].config.epochs
+            self._runs[learner].log.info("  epoch %d/%d  %s", row["epoch"], of, in_words(row))
         if time.monotonic() - self._written_at >= WRITE_S:
             self.flush()
         for learner, run in self._runs.items():
@@ -397,3 +398,21 @@ class _Watcher:
                 for follower in run.member.followers:
                     follower.epochs(rows)
         self._written_at = time.monotonic()
+
+
+@contextmanager
+def _kept_out_of_logs() -> Iterator[None]:
+    """What is logged in here reaches no run's train.log, Hydra's handler of it included."""
+    handlers = [*logging.getLogger().handlers, *log.handlers]
+    files = [h for h in handlers if Path(getattr(h, "baseFilename", "")).name == record.LOG]
+    for file in files:
+        file.addFilter(_no)
+    try:
+        yield
+    finally:
+        for file in files:
+            file.removeFilter(_no)
+
+
+def _no(_: logging.LogRecord) -> bool:
+    return False

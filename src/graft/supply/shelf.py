@@ -12,6 +12,7 @@ import PIL
 from graft import machine
 from graft.data import pictures as pictures_
 from graft.data.augment import PLAIN, fixed_views
+from graft.errors import CacheError
 from graft.supply.batches import Input
 from graft.trunk import key
 from graft.trunk.activations import Activations, View
@@ -87,7 +88,7 @@ class Shelf:
 
     def room_bytes(self) -> int:
         """What may be stored at all: the limit, and what the disk has free or could have."""
-        with suppress(OSError):
+        with suppress(OSError, CacheError):
             folder = next(p for p in (self.store.folder, *self.store.folder.parents) if p.exists())
             free = shutil.disk_usage(folder).free + self.store.size()
             return min(int(0.9 * free), self.store.limit_bytes or free)

@@ -21,7 +21,7 @@ from graft.trunk import exits, key
 from graft.trunk.activations import Activations
 from graft.trunk.cut import Cut
 from graft.trunk.exits import Exit
-from graft.trunk.fill import Rows, Wanted, fill_or_remember
+from graft.trunk.fill import InMemory, Rows, Wanted, fill_or_remember
 from graft.trunk.rows import NotRows, RowFormat
 from graft.trunk.run import Frozen, Pace
 from graft.trunk.store import Store
@@ -173,9 +173,11 @@ def _filled(
             if found is None:
                 return None
             rows[view] = found[0]
+            if isinstance(found[0], InMemory):
+                store = None  # it was said why: not once more for the next view
             for other in found[1:]:
                 other.close()
-    is_stored = all(hasattr(one, "about") for one in rows.values())
+    is_stored = store is not None
     return formats[0], rows, is_stored
 
 

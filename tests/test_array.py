@@ -1,0 +1,416 @@
+"""Runs trained as an array: each is bit for bit the run that it is alone, and ends for itself."""
+
+import json
+import logging
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from graft import train
+from graft.config import (
+    SGD,
+    Adam,
+    AdamW,
+    Cache,
+    Cosine,
+    CrossEntropy,
+    Dihedral,
+    NoAugmentation,
+    RandomCrop,
+    RunConfig,
+    Sweep,
+    Tracking,
+)
+from graft.errors import Diverged, RunError
+from graft.fit.learner import Learner
+from graft.record import CHECKPOINT, EPOCHS, LOG, RUN, Record
+from graft.strategies import FineTune, Full, HeadOnly, Strategy
+from graft.train import Member, Outcome, array_key, train_array
+
+
+def array(configs: Mapping[str, RunConfig], folder: Path, **options: Any) -> list[Outcome]:
+    """Train these runs together, each in a folder of its name."""
+    resolved = {name: train.resolve(config) for name, config in configs.items()}
+    assert len({array_key(config) for config in resolved.values()}) == 1
+    dataset = train.load_dataset(next(iter(resolved.values())))
+    members = [Member(config, folder / name) for name, config in resolved.items()]
+    return train_array(members, dataset, **options)
+
+
+def alone(config: RunConfig, folder: Path) -> Record:
+    resolved = train.resolve(config)
+    return train.train(resolved, folder, train.load_dataset(resolved))
+
+
+def assert_same(one: Outcome, other: Outcome) -> None:
+    """Equal metrics, weights and predictions, bit for bit."""
+    assert isinstance(one, Record) and isinstance(other, Record)
+    first, second = (pd.read_csv(run.path / EPOCHS).drop(columns="seconds") for run in (one, other))
+    pd.testing.assert_frame_equal(first, second, check_exact=True)
+    assert one.info["best_epoch"] == other.info["best_epoch"]
+    weights = [load_file(run.path / CHECKPOINT) for run in (one, other)]
+    assert weights[0].keys() == weights[1].keys()
+    assert [k for k in weights[0] if not torch.equal(weights[0][k], weights[1][k])] == []
+    np.testing.assert_array_equal(one.predictions.scores, other.predictions.scores)
+
+
+def info(folder: Path) -> dict[str, Any]:
+    found = json.loads((folder / RUN).read_text())
+    assert isinstance(found, dict)
+    return found
+
+
+def rates(config: RunConfig, *values: float) -> dict[str, RunConfig]:
+    return {f"lr={lr:g}": replace(config, optimizer=Adam(lr=lr)) for lr in values}
+
+
+# --- company changes nothing ------------------------------------------------------------------
+
+SHARED: dict[str, dict[str, Any]] = {
+    "stored trunk, one stack": {"strategy": HeadOnly()},
+    "stored trunk, one after the other": {"strategy": FineTune()},
+    "live trunk, side by side": {"strategy": FineTune(), "augmentation": RandomCrop()},
+    "live trunk, one stack": {"strategy": HeadOnly(), "augmentation": RandomCrop()},
+    "no cache, side by side": {"strategy": FineTune(2), "cache": Cache(enabled=False)},
+    "no trunk": {"strategy": Full()},
+}
+
+
+@pytest.mark.parametrize("shared", SHARED.values(), ids=SHARED)
+def test_each_run_of_an_array_is_the_run_alone(
+    tiny_config: RunConfig, tmp_path: Path, shared: dict[str, Any]
+) -> None:
+    configs = rates(replace(tiny_config, **shared), 1e-2, 1e-3, 3e-2)
+    outcomes = array(configs, tmp_path / "array")
+    singles = [alone(config, tmp_path / "alone" / name) for name, config in configs.items()]
+    for one, single in zip(outcomes, singles, strict=True):
+        assert_same(one, single)
+    losses = [single.epochs["val_loss"].tolist() for single in singles]
+    assert losses[0] != losses[1] != losses[2]
+
+
+@pytest.mark.parametrize("strategy", [HeadOnly(), FineTune()], ids=repr)
+def test_runs_that_differ_in_all_that_they_may_are_each_the_run_alone(
+    tiny_config: RunConfig, tmp_path: Path, strategy: Strategy
+) -> None:
+    base = replace(tiny_config, strategy=strategy)
+    configs = {
+        "adam": base,
+        "adamw": replace(base, optimizer=AdamW(weight_decay=0.1), schedule=Cosine(), epochs=3),
+        "sgd": replace(base, optimizer=SGD(nesterov=True), metric="val_loss"),
+        "head": replace(base, model=replace(base.model, head_seed=5, dropout=0.5)),
+        "loss": replace(base, loss=CrossEntropy(class_weights="balanced", label_smoothing=0.1)),
+    }
+    outcomes = array(configs, tmp_path / "array")
+    for (name, config), one in zip(configs.items(), outcomes, strict=True):
+        assert_same(one, alone(config, tmp_path / "alone" / name))
+
+
+def test_runs_with_and_without_an_added_dropout_are_each_the_run_alone(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    """In a head that has none, a dropout is one module more."""
+    model = replace(tiny_config.model, name="resnet18")
+    base = replace(tiny_config, model=model, strategy=HeadOnly(), epochs=1)
+    arrays: dict[str, dict[str, RunConfig]] = {}
+    for dropout in (None, 0.3, 0.6):
+        config = replace(base, model=replace(model, dropout=dropout))
+        arrays.setdefault(array_key(config), {})[f"dropout={dropout}"] = config
+    assert len(arrays) == 2
+    for configs in arrays.values():
+        outcomes = array(configs, tmp_path / "array")
+        for (name, config), one in zip(configs.items(), outcomes, strict=True):
+            assert_same(one, alone(config, tmp_path / "alone" / name))
+
+
+# --- how runs end -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shared", list(SHARED.values())[:3], ids=list(SHARED)[:3])
+def test_each_run_ends_when_it_should(
+    tiny_config: RunConfig, tmp_path: Path, shared: dict[str, Any]
+) -> None:
+    base = replace(tiny_config, **shared)
+    still = Adam(lr=1e-12)  # nothing improves
+    configs = {
+        "short": replace(base, epochs=1),
+        "long": replace(base, epochs=5),
+        "patient": replace(base, epochs=5, patience=1, optimizer=still),
+        "more patient": replace(base, epochs=5, patience=2, optimizer=still),
+    }
+    runs = dict(zip(configs, array(configs, tmp_path), strict=True))
+    assert all(isinstance(run, Record) and run.is_completed for run in runs.values())
+    ends = {name: len(run.epochs) for name, run in runs.items() if isinstance(run, Record)}
+    assert (ends["short"], ends["long"]) == (1, 5)
+    for name, patience in (("patient", 1), ("more patient", 2)):
+        assert ends[name] == info(tmp_path / name)["best_epoch"] + patience < 5
+
+
+@pytest.mark.parametrize("shared", list(SHARED.values())[:3], ids=list(SHARED)[:3])
+def test_a_run_that_diverges_ends_alone(
+    tiny_config: RunConfig, tmp_path: Path, shared: dict[str, Any]
+) -> None:
+    configs = rates(replace(tiny_config, **shared), 1e-2, 1e30, 1e-3)
+    ended: list[tuple[str, Outcome]] = []
+    outcomes = array(
+        configs, tmp_path, ended=lambda member, outcome: ended.append((member.folder.name, outcome))
+    )
+    first, diverged, last = outcomes
+    assert isinstance(diverged, Diverged)
+    record = info(tmp_path / "lr=1e+30")
+    assert record["status"] == "diverged" and record["reason"] == str(diverged)
+    for name, one in (("lr=0.01", first), ("lr=0.001", last)):
+        assert_same(one, alone(configs[name], tmp_path / "alone" / name))
+    assert sorted(ended, key=lambda one: one[0]) == sorted(
+        zip(configs, outcomes, strict=True), key=lambda one: one[0]
+    )
+
+
+def test_one_metric_without_a_value_fails_its_own_run(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    config = train.resolve(replace(tiny_config, strategy=HeadOnly()))
+    dataset = train.load_dataset(config)
+    labels = dataset.examples.labels.copy()
+    labels[dataset.examples.val] = 0
+    one_class = replace(dataset, examples=replace(dataset.examples, labels=labels))
+    members = [
+        Member(replace(config, metric="val_auroc"), tmp_path / "auroc"),
+        Member(config, tmp_path / "accuracy"),
+    ]
+    auroc, accuracy = train_array(members, one_class)
+    assert isinstance(auroc, RunError) and "metric=val_auroc has no value" in str(auroc)
+    assert info(tmp_path / "auroc")["status"] == "failed"
+    assert isinstance(accuracy, Record) and accuracy.is_completed
+
+
+@pytest.mark.parametrize("stage", ["supply", "evaluate", "_learner"])
+def test_what_ends_all_that_they_share_fails_every_run_and_each_record_says_so(
+    tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    def broken(*args: object, **kwargs: object) -> None:
+        raise OSError("the disk\nis gone")
+
+    monkeypatch.setattr(train, stage, broken)
+    ended: list[str] = []
+    configs = rates(replace(tiny_config, strategy=HeadOnly()), 1e-2, 1e-3)
+    outcomes = array(
+        configs, tmp_path, ended=lambda member, outcome: ended.append(member.folder.name)
+    )
+    assert [str(one) for one in outcomes] == ["the disk\nis gone"] * 2
+    assert ended == list(configs)
+    for name in configs:
+        record = info(tmp_path / name)
+        assert record["status"] == "failed" and record["reason"] == "OSError: the disk is gone"
+
+
+def test_a_run_that_is_done_stays_so_when_a_later_one_fails(
+    tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = train._learner
+
+    def second_fails(run: Any, *args: Any) -> Learner:
+        if run.name == "lr=0.001":
+            raise MemoryError("no more")
+        return learner(run, *args)
+
+    monkeypatch.setattr(train, "_learner", second_fails)
+    configs = rates(replace(tiny_config, strategy=FineTune()), 1e-2, 1e-3, 1e-4)
+    ended: list[str] = []
+    first, second, third = array(
+        configs, tmp_path, ended=lambda member, outcome: ended.append(member.folder.name)
+    )
+    assert isinstance(first, Record) and info(tmp_path / "lr=0.01")["status"] == "completed"
+    assert isinstance(second, MemoryError)
+    assert info(tmp_path / "lr=0.001")["status"] == "failed"
+    assert third is second and ended == list(configs)
+
+
+# --- what is told of each run -----------------------------------------------------------------
+
+
+class Told:
+    """A follower."""
+
+    def __init__(self) -> None:
+        self.rows: list[Mapping[str, float]] = []
+
+    def epochs(self, rows: Sequence[Mapping[str, float]]) -> None:
+        self.rows += rows
+
+
+@pytest.mark.parametrize("shared", list(SHARED.values())[:3], ids=list(SHARED)[:3])
+@pytest.mark.parametrize("write_s", [0.0, 0.05, 1000.0])
+def test_a_follower_is_told_of_each_epoch_once_and_in_order(
+    tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    shared: dict[str, Any], write_s: float,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(train, "WRITE_S", write_s)
+    config = train.resolve(replace(tiny_config, **shared))
+    told = {epochs: (Told(), Told()) for epochs in (4, 2)}
+    members = [
+        Member(replace(config, epochs=epochs), tmp_path / str(epochs), followers=followers)
+        for epochs, followers in told.items()
+    ]
+    train_array(members, train.load_dataset(config))
+    for epochs, followers in told.items():
+        written = pd.read_csv(tmp_path / str(epochs) / EPOCHS).to_dict("records")
+        for follower in followers:
+            assert [row["epoch"] for row in follower.rows] == list(range(1, epochs + 1))
+            assert follower.rows == written
+
+
+@pytest.mark.parametrize("shared", list(SHARED.values())[:3], ids=list(SHARED)[:3])
+def test_each_run_has_its_own_epochs_in_its_log_and_nobody_elses(
+    tiny_config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    shared: dict[str, Any],
+) -> None:  # fmt: skip
+    caplog.set_level(logging.INFO, logger="graft")
+    configs = rates(replace(tiny_config, **shared), 1e-2, 1e-3, 1e-4)
+    runs = array(configs, tmp_path)
+    handlers = logging.getLogger("graft").handlers
+    assert not [one for one in handlers if isinstance(one, logging.FileHandler)]
+    for run in runs:
+        assert isinstance(run, Record)
+        text = (run.path / LOG).read_text()
+        assert text.count("trunk: ") == 1  # what they share is in every log
+        own = [line for line in text.splitlines() if " train loss " in line]
+        found = [re.findall(r"epoch (\d)/2 .*train loss (\S+) .*val loss (\S+)", x) for x in own]
+        expected = [
+            [(f"{row.epoch}", f"{row.train_loss:.3f}", f"{row.val_loss:.3f}")]
+            for row in run.epochs.itertuples()
+        ]
+        assert found == expected
+
+
+def test_the_times_of_the_runs_of_an_array_add_up_to_its_own(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    for strategy, epochs in ((HeadOnly(), 40), (FineTune(), 4)):
+        base = replace(tiny_config, strategy=strategy, epochs=epochs)
+        array(rates(replace(base, epochs=1), 1e-2), tmp_path / "what is done once a process")
+        started = time.monotonic()
+        runs = array(rates(base, 1e-2, 1e-3), tmp_path / repr(strategy))
+        wall = time.monotonic() - started
+        times = [run.info["timings_s"] for run in runs if isinstance(run, Record)]
+        total = sum(one["total"] for one in times)
+        assert 0.75 * wall < total < wall + 0.02
+        for one in times:
+            parts = [one[what] for what in ("prepare", "trunk", "fit", "test")]
+            assert one["total"] == pytest.approx(sum(parts), abs=0.03)
+
+
+# --- which runs are one array -----------------------------------------------------------------
+
+MAY_DIFFER: dict[str, Any] = {
+    "optimizer": SGD(),
+    "optimizer.lr": Adam(lr=0.5),
+    "optimizer.weight_decay": Adam(lr=1e-2, weight_decay=0.5),
+    "schedule": Cosine(),
+    "loss": CrossEntropy(label_smoothing=0.1),
+    "epochs": 7,
+    "patience": 3,
+    "metric": "val_loss",
+    "model.dropout": 0.5,
+    "model.head_seed": 8,
+    "workers": 1,
+    "output_dir": "elsewhere",
+    "sweep": Sweep(name="other", axes=("seed",)),
+    "tracking": Tracking(uri="other"),
+}
+MAY_NOT_DIFFER: dict[str, Any] = {
+    "strategy": HeadOnly(),
+    "strategy.depth": FineTune(2),
+    "seed": 1,
+    "batch_size": 8,
+    "sampling": "balanced",
+    "augmentation": NoAugmentation(),
+    "augmentation.min_area": RandomCrop(min_area=0.9),
+    "image_size": 64,
+    "precision": "bfloat16",
+    "activations": "bfloat16",
+    "dataset.target": "person",
+    "dataset.split_seed": 1,
+    "model.name": "resnet18",
+    "model.weights": "imagenet",
+    "model.mean": (0.1, 0.2, 0.3),
+    "cache": Cache(enabled=False),
+    "device": "cuda",
+}
+
+
+def changed(config: RunConfig, key: str, value: Any) -> RunConfig:
+    group, _, name = key.partition(".")
+    if group in ("model", "dataset") and name:
+        value = replace(getattr(config, group), **{name: value})
+    return replace(config, **{group: value})
+
+
+@pytest.mark.parametrize("key", MAY_DIFFER)
+def test_runs_that_differ_in_this_are_one_array(tiny_config: RunConfig, key: str) -> None:
+    other = changed(tiny_config, key, MAY_DIFFER[key])
+    assert other != tiny_config and array_key(other) == array_key(tiny_config)
+
+
+@pytest.mark.parametrize("key", MAY_NOT_DIFFER)
+def test_runs_that_differ_in_this_are_not(tiny_config: RunConfig, key: str) -> None:
+    other = changed(tiny_config, key, MAY_NOT_DIFFER[key])
+    assert other != tiny_config and array_key(other) != array_key(tiny_config)
+
+
+def test_augmentations_and_their_settings_are_told_apart(tiny_config: RunConfig) -> None:
+    looks = (NoAugmentation(), Dihedral(), RandomCrop(), RandomCrop(min_area=0.9))
+    keys = {array_key(replace(tiny_config, augmentation=look)) for look in looks}
+    assert len(keys) == len(looks)
+
+
+# --- the head's seed --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "resnet18"])
+def test_the_heads_seed_changes_its_first_values_and_no_others(
+    tiny_config: RunConfig, name: str
+) -> None:
+    def state(head_seed: int | None) -> dict[str, torch.Tensor]:
+        model = replace(tiny_config.model, name=name, head_seed=head_seed)
+        config = train.resolve(replace(tiny_config, model=model))
+        network = train.build_network(config, ("a", "b"), torch.device("cpu"))
+        return dict(network.module.state_dict())
+
+    first, own, other = state(None), state(tiny_config.seed), state(8)
+    assert all(torch.equal(first[key], own[key]) for key in first)
+    differing = {key.split(".")[0] for key in first if not torch.equal(first[key], other[key])}
+    assert differing == {"classifier" if name.startswith("mobilenet") else "fc"}
+
+
+def test_the_heads_seed_changes_no_batch(
+    tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[list[int]]] = {}
+    count = Learner.count
+
+    def noted(self: Learner, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        seen.setdefault(self.name, []).append(labels.tolist())
+        return count(self, logits, labels)
+
+    monkeypatch.setattr(Learner, "count", noted)
+    base = replace(tiny_config, strategy=HeadOnly())
+    configs = {
+        "none": base,
+        "own": replace(base, model=replace(base.model, head_seed=base.seed)),
+        "other": replace(base, model=replace(base.model, head_seed=8)),
+    }
+    none, own, other = array(configs, tmp_path)
+    assert_same(none, own)
+    assert isinstance(none, Record) and isinstance(other, Record)
+    assert none.epochs["train_loss"].tolist() != other.epochs["train_loss"].tolist()
+    assert seen["none"] == seen["own"] == seen["other"] and len(seen["none"]) == 8
