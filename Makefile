@@ -35,7 +35,7 @@ $(INSTALLED): pyproject.toml
 	@touch $@
 
 demo: setup  ## the first sweep: strategy x learning rate on the built-in pictures
-	$(BIN)graft -m strategy=head_only,fine_tune optimizer.lr=1e-3,1e-4 epochs=5 sweep.name=demo
+	$(BIN)graft -m strategy=head_only,fine_tune optimizer.lr=1e-3,1e-4 sweep.name=demo
 
 check: setup  ## format, lint, types, import arrows
 	$(BIN)ruff format --check .

@@ -89,6 +89,11 @@ def _read(stream: IO[str], lines: list[tuple[float, str]]) -> None:
         lines.append((time.time(), line.rstrip("\n")))
 
 
+def note(text: str) -> None:
+    """What is being measured, on the terminal, beside the tables."""
+    print(f"{datetime.now():%H:%M:%S}  {text}", file=sys.stderr, flush=True)
+
+
 def script(name: str, *arguments: str) -> list[str]:
     """The command of a script beside this one."""
     return [sys.executable, str(HERE / name), *arguments]
@@ -174,7 +179,9 @@ def graft(*overrides: str, output: Path, cache: Path, name: str = "sweep") -> Gr
     command = [sys.executable, "-m", "graft", "-m", *overrides,
                f"output_dir={output}", f"sweep.name={name}"]  # fmt: skip
     ended = process(command, environment(sleeps=True, GRAFT_CACHE=str(cache)))
-    return GraftSweep(ended, output / name)
+    sweep = GraftSweep(ended, output / name)
+    assert sweep.runs  # read now: the folder may be gone later
+    return sweep
 
 
 class Places:

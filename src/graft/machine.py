@@ -2,13 +2,11 @@
 
 import ctypes
 import functools
-import importlib
 import logging
 import os
 import platform
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +64,6 @@ def keep_memory() -> None:
             trim, top_pad, mmap = -1, -2, -3
             for option, value in ((mmap, 1 << 30), (trim, (1 << 31) - 1), (top_pad, 1 << 28)):
                 libc.mallopt(option, value)
-
-
-def import_ahead(name: str) -> None:
-    """Import a module beside what is done meanwhile; whoever imports it then finds it there."""
-    if name not in sys.modules:
-        threading.Thread(target=importlib.import_module, args=(name,), daemon=True).start()
 
 
 def prepare_process(config: RunConfig) -> None:

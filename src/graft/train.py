@@ -182,8 +182,6 @@ def _train(runs: Sequence[Run], dataset: LoadedDataset, beside: Sequence[RunConf
         own = cut(network.module)
         log.info("  %s", network.source)
         log.info("  trains {trainable:,} of {total:,} parameters".format(**network.counts()))
-    if own is None or beside or not can_stack(own.tail, config):
-        machine.import_ahead("torch._dynamo")  # torch.optim takes a second for it at its first step
     with _sharing(runs, "trunk"):
         fed = supply(
             config, examples, dataset.digests, network.module, own,

@@ -13,7 +13,7 @@ def test_the_demo_teaches_that_fine_tuning_beats_a_head_at_a_low_rate(tmp_path: 
     done = subprocess.run(
         [
             sys.executable, "-m", "graft", "-m", "strategy=head_only,fine_tune",
-            "optimizer.lr=1e-3,1e-4", "epochs=5", "sweep.name=demo", "device=cpu",
+            "optimizer.lr=1e-3,1e-4", "sweep.name=demo", "device=cpu",
         ],
         cwd=tmp_path, capture_output=True, text=True, timeout=580, check=False,
     )  # fmt: skip

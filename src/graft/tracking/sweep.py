@@ -172,6 +172,9 @@ class Off:
     ) -> str | None:
         return None
 
+    def wait(self, wait_s: float) -> None:
+        pass
+
     def ui_lines(self) -> list[str]:
         return []
 
