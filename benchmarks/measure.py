@@ -105,7 +105,9 @@ def environment(*, sleeps: bool, **more: str) -> dict[str, str]:
     Args:
         sleeps: whether PyTorch's waiting threads sleep: as graft sets it, or as PyTorch does.
     """
-    values = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    # Compiled modules are kept, as they are where nobody has forbidden it.
+    ours = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "PYTHONDONTWRITEBYTECODE")
+    values = {key: value for key, value in os.environ.items() if key not in ours}
     wait = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000"} if sleeps else {}
     return values | wait | more
 

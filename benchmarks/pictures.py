@@ -2,8 +2,10 @@
 
     python benchmarks/pictures.py random FOLDER --counts 240,30,30 --size 178x218
     python benchmarks/pictures.py emoji FOLDER --limit 120
+    python benchmarks/pictures.py drawn FOLDER
 
-Either leaves FOLDER/labels.csv with the columns filename, label, split, which `dataset=csv` reads,
+The last draws the built-in pictures into a cache folder, as graft does at first use. Each of the
+others leaves FOLDER/labels.csv with the columns filename, label, split, which `dataset=csv` reads,
 and the pictures beside it. A folder that has a labels.csv already is left as it is.
 
 A made picture is a few random colours, blurred, and a little noise: a JPEG of the size that a
@@ -29,7 +31,11 @@ def main() -> None:
     options = _options()
     if (options.folder / TABLE).exists():
         return
-    if options.kind == "random":
+    if options.kind == "drawn":
+        from graft.data.emoji import render
+
+        render(options.folder)
+    elif options.kind == "random":
         write_random(options.folder, options.counts, options.size)
     else:
         write_emoji(options.folder, options.limit)
@@ -107,7 +113,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("kind", choices=["random", "emoji"])
+    parser.add_argument("kind", choices=["random", "emoji", "drawn"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--counts", default="240,30,30",
                         type=lambda text: tuple(map(int, text.split(","))),

@@ -54,8 +54,10 @@ def alone(config: RunConfig, folder: Path) -> Record:
 def assert_same(one: Outcome, other: Outcome) -> None:
     """Equal metrics, weights and predictions, bit for bit."""
     assert isinstance(one, Record) and isinstance(other, Record)
-    first, second = (pd.read_csv(run.path / EPOCHS).drop(columns="seconds") for run in (one, other))
-    pd.testing.assert_frame_equal(first, second, check_exact=True)
+    first, second = (
+        pd.read_csv(run.path / EPOCHS, dtype=str).drop(columns="seconds") for run in (one, other)
+    )
+    pd.testing.assert_frame_equal(first, second)
     assert one.info["best_epoch"] == other.info["best_epoch"]
     weights = [load_file(run.path / CHECKPOINT) for run in (one, other)]
     assert weights[0].keys() == weights[1].keys()
@@ -96,16 +98,18 @@ WAYS = pytest.mark.parametrize("shared", list(SHARED.values())[:3], ids=list(SHA
 def test_each_run_of_an_array_is_the_run_alone(
     tiny_config: RunConfig, tmp_path: Path, shared: dict[str, Any]
 ) -> None:
-    configs = rates(replace(tiny_config, **shared), 1e-2, 1e-3, 3e-2)
+    configs = rates(replace(tiny_config, **shared), 1e-2, 1e-3)
     outcomes = array(configs, tmp_path / "array")
     singles = [alone(config, tmp_path / "alone" / name) for name, config in configs.items()]
     for one, single in zip(outcomes, singles, strict=True):
         assert_same(one, single)
-    losses = [single.epochs["val_loss"].tolist() for single in singles]
-    assert losses[0] != losses[1] != losses[2]
+    losses = [single.epochs["train_loss"].tolist() for single in singles]
+    assert losses[0] != losses[1]
 
 
-@pytest.mark.parametrize("strategy", [HeadOnly(), FineTune()], ids=repr)
+@pytest.mark.parametrize(
+    "strategy", [HeadOnly(), pytest.param(FineTune(), marks=pytest.mark.slow)], ids=repr
+)
 def test_runs_that_differ_in_all_that_they_may_are_each_the_run_alone(
     tiny_config: RunConfig, tmp_path: Path, strategy: Strategy
 ) -> None:
@@ -152,34 +156,29 @@ def test_each_run_ends_when_it_should(
         "short": replace(base, epochs=1),
         "long": replace(base, epochs=4),
         "patient": replace(base, epochs=4, patience=1, optimizer=still),
-        "more patient": replace(base, epochs=4, patience=2, optimizer=still),
     }
     runs = dict(zip(configs, array(configs, tmp_path), strict=True))
     assert all(isinstance(run, Record) and run.is_completed for run in runs.values())
     ends = {name: len(run.epochs) for name, run in runs.items() if isinstance(run, Record)}
     assert (ends["short"], ends["long"]) == (1, 4)
-    for name, patience in (("patient", 1), ("more patient", 2)):
-        assert ends[name] == info(tmp_path / name)["best_epoch"] + patience < 4
+    assert ends["patient"] == info(tmp_path / "patient")["best_epoch"] + 1 < 4
 
 
 @WAYS
 def test_a_run_that_diverges_ends_alone(
     tiny_config: RunConfig, tmp_path: Path, shared: dict[str, Any]
 ) -> None:
-    configs = rates(replace(tiny_config, **shared), 1e-2, 1e30, 1e-3)
+    configs = rates(replace(tiny_config, **shared), 1e30, 1e-3)
     ended: list[tuple[str, Outcome]] = []
     outcomes = array(
         configs, tmp_path, ended=lambda member, outcome: ended.append((member.folder.name, outcome))
     )
-    first, diverged, last = outcomes
+    diverged, other = outcomes
     assert isinstance(diverged, Diverged)
     record = info(tmp_path / "lr=1e+30")
     assert record["status"] == "diverged" and record["reason"] == str(diverged)
-    for name, one in (("lr=0.01", first), ("lr=0.001", last)):
-        assert_same(one, alone(configs[name], tmp_path / "alone" / name))
-    assert sorted(ended, key=lambda one: one[0]) == sorted(
-        zip(configs, outcomes, strict=True), key=lambda one: one[0]
-    )
+    assert_same(other, alone(configs["lr=0.001"], tmp_path / "alone"))
+    assert ended == list(zip(configs, outcomes, strict=True))
 
 
 def test_one_metric_without_a_value_fails_its_own_run(
@@ -255,15 +254,15 @@ class Told:
         self.rows += rows
 
 
-@WAYS
 @pytest.mark.parametrize("write_s", [0.0, 1000.0])
+@WAYS
 def test_a_follower_is_told_of_each_epoch_once_and_in_order(
     tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     shared: dict[str, Any], write_s: float,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(train, "WRITE_S", write_s)
     config = train.resolve(replace(tiny_config, **shared))
-    told = {epochs: (Told(), Told()) for epochs in (4, 2)}
+    told = {epochs: (Told(), Told()) for epochs in (3, 1)}
     members = [
         Member(replace(config, epochs=epochs), tmp_path / str(epochs), followers=followers)
         for epochs, followers in told.items()
@@ -302,7 +301,7 @@ def test_each_run_has_its_own_epochs_in_its_log_and_nobody_elses(
 def test_the_times_of_the_runs_of_an_array_add_up_to_its_own(
     tiny_config: RunConfig, tmp_path: Path
 ) -> None:
-    for strategy, epochs in ((HeadOnly(), 40), (FineTune(), 4)):
+    for strategy, epochs in ((HeadOnly(), 30), (FineTune(), 2)):
         base = replace(tiny_config, strategy=strategy, epochs=epochs)
         array(rates(replace(base, epochs=1), 1e-2), tmp_path / "what is done once a process")
         started = time.monotonic()

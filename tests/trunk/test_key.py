@@ -1,5 +1,6 @@
 """The name of stored activations: whatever changes their bytes changes it, and nothing else."""
 
+import functools
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -194,15 +195,18 @@ def key_of(
     *,
     view: str = "plain",
     change: Callable[[list[str]], list[str]] = lambda digests: digests,
-    network: Network | None = None,
 ) -> str:
     dataset = train.load_dataset(config)
     digests: Sequence[str] = change(list(dataset.digests))
     shelf = Shelf(Input(config, dataset.examples, digests, torch.device(config.device)))
-    found = cut((network or network_of()).module)
+    return shelf.key(place(), view)
+
+
+@functools.cache
+def place() -> Place:
+    found = cut(network_of().module)
     assert found is not None
-    digest = digest_of(prefix(found.trunk, [found.exits]))
-    return shelf.key(Place(found, found.exits, found.at, digest), view)
+    return Place(found, found.exits, found.at, digest_of(prefix(found.trunk, [found.exits])))
 
 
 def with_model(config: RunConfig, **changes: Any) -> RunConfig:

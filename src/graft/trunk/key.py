@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from torch.fx import GraphModule
 
 from graft.identity import digest
@@ -45,7 +46,7 @@ def digest_of(part: GraphModule) -> str:
     for node in part.graph.nodes:
         what = str(node.target)
         if node.op == "call_module":
-            what += repr(part.get_submodule(what))
+            what += f"{part.get_submodule(what)} {_settings(part.get_submodule(what))}"
         elif node.op == "call_function":
             what = getattr(node.target, "__qualname__", what)
         found.update(f"{node.name} {node.op} {what} {node.args} {node.kwargs}\n".encode())
@@ -63,6 +64,15 @@ def machine(device: torch.device) -> dict[str, str]:
     else:
         kind = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     return {"torch": torch.__version__, "device": f"{device.type} {kind}"}
+
+
+def _settings(module: nn.Module) -> list[tuple[str, list[tuple[str, Any]]]]:
+    """What a module and those in it are set to: not every one prints all of it."""
+    plain = (bool, int, float, str, tuple, type(None))
+    return [
+        (name, sorted((k, v) for k, v in vars(one).items() if k[0] != "_" and type(v) in plain))
+        for name, one in module.named_modules()
+    ]
 
 
 def _tensors(part: GraphModule) -> list[tuple[str, torch.Tensor]]:

@@ -1,0 +1,423 @@
+"""What tails are fed with: from the store, from memory or live, the numbers are the same.
+
+More of it, with real weights, in test_exactness.py.
+"""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from graft import backbones, train
+from graft.config import (
+    Augmentation,
+    Cache,
+    Dihedral,
+    Flip,
+    Model,
+    NoAugmentation,
+    RandomCrop,
+    RunConfig,
+    from_dict,
+)
+from graft.dataset import LoadedDataset
+from graft.errors import DataError
+from graft.record import CHECKPOINT, EPOCHS, Record, read_run
+from graft.strategies import FineTune, HeadOnly, Strategy
+from graft.supply.batches import Input, forget_pictures
+from graft.supply.shelf import Place, Shelf
+from graft.trunk.cut import cut
+
+SMALL, SMALL_END = "mobilenet_v3_small", "flatten"
+# Of a picture at 32 px, in float32: what the network's end takes, and its smallest earlier place.
+END_BYTES, SMALLEST_BYTES, PICTURES = 4 * 576, 4 * 96, 80
+LIVE = Cache(enabled=False)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("GRAFT_CACHE", str(tmp_path / "cache"))
+    yield tmp_path / "cache" / "activations"
+    forget_pictures()
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights whose statistics were measured: else activations fade to zeros."""
+    network = backbones.build(Model(name=SMALL, weights="none"), 2, seed=3, image_size=32)
+    for module in network.module.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        network.module.train()(torch.randn(32, 3, 32, 32))
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    save_file(network.module.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def config(tiny_values: dict[str, Any], weights: Path) -> RunConfig:
+    tiny_values["model"] = {"name": SMALL, "weights": str(weights)}
+    tiny_values["strategy"] = {"_target_": "graft.strategies.HeadOnly"}
+    return train.resolve(from_dict(tiny_values))
+
+
+def run(config: RunConfig, folder: Path, dataset: LoadedDataset | None = None) -> Record:
+    resolved = train.resolve(config)
+    return train.train(resolved, folder, dataset or train.load_dataset(resolved))
+
+
+def source(done: train.Outcome) -> str:
+    assert isinstance(done, Record)
+    return str(json.loads((done.path / "run.json").read_text())["trunk"]["source"])
+
+
+def why(done: Record) -> str:
+    return str(done.info["trunk"]["why"])
+
+
+def assert_equal(one: train.Outcome, other: train.Outcome) -> None:
+    """Metrics as they were written, every tensor, every score: bit for bit."""
+    assert isinstance(one, Record) and isinstance(other, Record)
+    tables = [pd.read_csv(r.path / EPOCHS, dtype=str).drop(columns="seconds") for r in (one, other)]
+    pd.testing.assert_frame_equal(*tables)
+    ours, theirs = (load_file(r.path / CHECKPOINT) for r in (one, other))
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    np.testing.assert_array_equal(one.predictions.scores, other.predictions.scores)
+
+
+def losses(done: Record) -> list[float]:
+    return list(done.epochs["train_loss"])
+
+
+def entries(cache: Path) -> set[str]:
+    return {path.name for path in cache.iterdir() if path.name != ".lock"}
+
+
+def gigabytes(row_bytes: int) -> Cache:
+    """A limit that lies just above so many bytes a picture."""
+    return Cache(limit_gb=(row_bytes + 1) * PICTURES / 1e9)
+
+
+# --- stored or not, the numbers are the same ---------------------------------------------------
+
+
+def assert_built_reused_and_live_are_equal(config: RunConfig, folder: Path) -> None:
+    live = run(replace(config, cache=LIVE), folder / "live")
+    built, reused = run(config, folder / "built"), run(config, folder / "reused")
+    assert [source(one) for one in (live, built, reused)] == ["live", "built", "reused"]
+    assert_equal(live, built)
+    assert_equal(live, reused)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "changes"),
+    [
+        (HeadOnly(), {"augmentation": Dihedral(), "batch_size": 7, "sampling": "balanced"}),
+        (FineTune(1), {"augmentation": Flip()}),
+        (FineTune(2), {"augmentation": NoAugmentation(), "batch_size": 21}),
+        (HeadOnly(), {"batch_size": 1, "epochs": 1}),
+        (HeadOnly(), {"batch_size": 500}),
+        (FineTune(1), {"activations": "bfloat16", "precision": "bfloat16"}),
+    ],
+    ids=str,
+)
+def test_the_store_changes_no_bit(
+    config: RunConfig, tmp_path: Path, strategy: Strategy, changes: dict[str, Any]
+) -> None:
+    assert_built_reused_and_live_are_equal(replace(config, strategy=strategy, **changes), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [SMALL, "resnet18"])
+@pytest.mark.parametrize("batch_size", [16, 7])
+@pytest.mark.parametrize("augmentation", [NoAugmentation(), Flip(), Dihedral()], ids=repr)
+@pytest.mark.parametrize("strategy", [HeadOnly(), FineTune(1), FineTune(2)], ids=repr)
+def test_the_store_changes_no_bit_in_any_combination(
+    config: RunConfig, tmp_path: Path, strategy: Strategy, augmentation: Augmentation,
+    batch_size: int, name: str,
+) -> None:  # fmt: skip
+    model = config.model if name == SMALL else Model(name=name, weights="none")
+    config = replace(
+        config, strategy=strategy, augmentation=augmentation, batch_size=batch_size, model=model
+    )
+    assert_built_reused_and_live_are_equal(config, tmp_path)
+
+
+def test_views_show_in_the_numbers(config: RunConfig, tmp_path: Path) -> None:
+    """Else nothing above could fail."""
+    seen = {
+        tuple(losses(run(replace(config, augmentation=augmentation), tmp_path / str(i))))
+        for i, augmentation in enumerate((NoAugmentation(), Flip(), Dihedral()))
+    }
+    assert len(seen) == 3
+
+
+def test_views_that_another_run_stored_are_not_stored_again(
+    config: RunConfig, tmp_path: Path, cache: Path
+) -> None:
+    counts = []
+    for i, augmentation in enumerate((NoAugmentation(), Flip(), Dihedral())):
+        assert source(run(replace(config, augmentation=augmentation), tmp_path / str(i))) == "built"
+        counts.append(len(entries(cache)))
+    assert counts == [1, 2, 8]
+
+
+def test_the_origin_says_what_is_stored(config: RunConfig, tmp_path: Path) -> None:
+    wide = replace(config, image_size=64, strategy=FineTune(2), augmentation=Flip())
+    stored = run(wide, tmp_path / "run").info["trunk"]
+    assert (stored["at"], stored["views"], stored["pictures"]) == ("features.6", 2, PICTURES)
+    # All pictures as they are, and those of the training set flipped: 40 channels of 4 x 4 pixels.
+    assert stored["gigabytes"] == round((80 + 48) * 4 * 40 * 16 / 1e9, 4) > 0
+    assert stored["why"] == "" and stored["difference"] == 0
+
+
+def test_random_crops_are_live_and_the_record_says_why(config: RunConfig, tmp_path: Path) -> None:
+    done = run(replace(config, augmentation=RandomCrop()), tmp_path / "run")
+    assert source(done) == "live" and done.info["trunk"]["at"] == SMALL_END
+    assert why(done).startswith("augmentation: there is no end to the views of RandomCrop")
+
+
+# --- where it does not fit --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("activations", ["float32", "bfloat16"])
+def test_what_does_not_fit_at_the_end_is_stored_earlier(
+    config: RunConfig, tmp_path: Path, activations: Any
+) -> None:
+    config = replace(config, augmentation=NoAugmentation(), activations=activations)
+    limited = replace(config, cache=gigabytes(SMALLEST_BYTES))
+    live = run(replace(config, cache=LIVE), tmp_path / "live")
+    built, reused = run(limited, tmp_path / "built"), run(limited, tmp_path / "reused")
+    assert [source(one) for one in (built, reused)] == ["built", "reused"]
+    assert why(built).startswith("stored at features_")
+    assert f"at {SMALL_END} 0.00 GB would be stored, 0.00 GB may be" in why(built)
+    assert_equal(live, built)
+    assert_equal(live, reused)
+
+
+def test_runs_side_by_side_go_on_from_there_together(config: RunConfig, tmp_path: Path) -> None:
+    limited = replace(
+        config, augmentation=NoAugmentation(), cache=gigabytes(SMALLEST_BYTES), strategy=HeadOnly()
+    )
+    configs = [limited, replace(limited, optimizer=replace(config.optimizer, lr=1e-4))]
+    members = [train.Member(one, tmp_path / str(i)) for i, one in enumerate(configs)]
+    together = train.train_array(members, train.load_dataset(config))
+    for i, (one, done) in enumerate(zip(configs, together, strict=True)):
+        assert isinstance(done, Record) and why(done).startswith("stored at")
+        assert_equal(done, run(replace(one, cache=LIVE), tmp_path / f"alone{i}"))
+
+
+def test_where_nothing_fits_it_is_live_and_the_sizes_are_named(
+    config: RunConfig, tmp_path: Path, cache: Path
+) -> None:
+    config = replace(config, strategy=FineTune(1))
+    done = run(replace(config, cache=Cache(limit_gb=1e-8)), tmp_path / "limited")
+    assert source(done) == "live" and not cache.exists()
+    assert why(done).startswith("at features.8 0.00 GB would be stored, 0.00 GB may be")
+    assert_equal(done, run(config, tmp_path / "whole"))
+
+
+def test_what_does_not_fit_beside_is_left_for_later(
+    config: RunConfig, tmp_path: Path, cache: Path
+) -> None:
+    """It must not cost the first its place."""
+    head = replace(config, augmentation=NoAugmentation(), cache=gigabytes(END_BYTES))
+    tune = replace(head, strategy=FineTune(1))
+    members = [train.Member(head, tmp_path / "head")]
+    (done,) = train.train_array(members, train.load_dataset(head), beside=[tune])
+    assert source(done) == "built" and len(entries(cache)) == 1
+
+
+def test_an_earlier_place_and_another_trunks_end_are_not_mistaken_for_each_other(
+    config: RunConfig,
+) -> None:
+    """The same activations, but those that a tail sees are rounded and the others are not."""
+    network = train.build_network(config, ("a", "b"), torch.device("cpu"))
+    ends = []
+    for strategy in (HeadOnly(), FineTune(1)):
+        network.freeze(strategy.trainable(list(network.blocks)))
+        found = cut(network.module)
+        assert found is not None
+        ends.append(found)
+    dataset = train.load_dataset(config)
+    for activations, is_shared in (("float32", True), ("bfloat16", False)):
+        wanted: Any = replace(config, activations=activations)
+        shelf = Shelf(Input(wanted, dataset.examples, dataset.digests, torch.device("cpu")))
+        exit = ends[1].exits
+        keys = {shelf.key(Place(one, exit, "features.8", "same"), "plain") for one in ends}
+        assert (len(keys) == 1) is is_shared
+
+
+# --- what is stale is not found ---------------------------------------------------------------
+
+
+def _other_weights(config: RunConfig, folder: Path) -> RunConfig:
+    state = load_file(config.model.weights)
+    state["features.0.0.weight"][0, 0, 0, 0] += 0.25
+    save_file(state, folder / "other.safetensors")
+    return replace(config, model=replace(config.model, weights=str(folder / "other.safetensors")))
+
+
+def _other_mean(config: RunConfig, folder: Path) -> RunConfig:
+    return replace(config, model=replace(config.model, mean=(0.4, 0.4, 0.4)))
+
+
+def _other_deviation(config: RunConfig, folder: Path) -> RunConfig:
+    return replace(config, model=replace(config.model, std=(0.3, 0.3, 0.3)))
+
+
+def _other_size(config: RunConfig, folder: Path) -> RunConfig:
+    return replace(config, image_size=40)
+
+
+@pytest.mark.parametrize("change", [_other_weights, _other_mean, _other_deviation, _other_size])
+def test_what_changes_the_trunk_or_its_pictures_is_not_reused(
+    config: RunConfig, tmp_path: Path, change: Any
+) -> None:
+    config = replace(config, augmentation=NoAugmentation())
+    first = run(config, tmp_path / "first")
+    other = change(config, tmp_path)
+    done = run(other, tmp_path / "other")
+    assert source(done) == "built" and losses(done) != losses(first)
+    assert_equal(done, run(replace(other, cache=LIVE), tmp_path / "live"))
+    assert source(run(config, tmp_path / "again")) == "reused"
+
+
+def test_weights_that_changed_under_their_name_are_not_reused(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    copy = tmp_path / "mine.safetensors"
+    shutil.copy(config.model.weights, copy)
+    config = replace(config, model=replace(config.model, weights=str(copy)))
+    first = run(config, tmp_path / "first")
+    state = load_file(copy)
+    state["features.1.block.0.1.running_mean"] += 0.5
+    copy.unlink()
+    save_file(state, copy)
+    second = run(config, tmp_path / "second")
+    assert source(second) == "built" and losses(second) != losses(first)
+
+
+@pytest.fixture
+def own_pictures(tiny_pictures: Path, tmp_path: Path, tiny_values: dict[str, Any]) -> Path:
+    folder = tmp_path / "pictures"
+    shutil.copytree(tiny_pictures, folder)
+    tiny_values["dataset"] |= {"csv": str(folder / "labels.csv"), "images": str(folder)}
+    return folder
+
+
+def _repaint(path: Path) -> None:
+    content = io.BytesIO()
+    Image.new("RGB", (24, 24), "red").save(content, "PNG")
+    path.write_bytes(content.getvalue())
+
+
+def test_a_picture_that_changed_since_it_was_checked_is_refused(
+    own_pictures: Path, config: RunConfig, tmp_path: Path, cache: Path
+) -> None:
+    dataset = train.load_dataset(config)
+    _repaint(own_pictures / "003.png")
+    with pytest.raises(DataError, match=r"003\.png: changed since it was checked"):
+        run(config, tmp_path / "run", dataset)
+    assert not any((path / "header.json").exists() for path in cache.glob("*"))
+
+
+def test_a_picture_that_changed_between_two_sweeps_is_not_reused(
+    own_pictures: Path, config: RunConfig, tmp_path: Path
+) -> None:
+    first = run(config, tmp_path / "first")
+    _repaint(own_pictures / "003.png")
+    changed = replace(config, workers=0)  # read anew, as another process would
+    second = run(changed, tmp_path / "second")
+    assert source(second) == "built"
+    assert losses(second) != losses(first)
+    assert_equal(second, run(replace(changed, cache=LIVE), tmp_path / "live"))
+
+
+# --- several at once --------------------------------------------------------------------------
+
+
+def test_one_pass_gives_what_others_need_and_they_train_as_they_would_alone(
+    config: RunConfig, tmp_path: Path, cache: Path
+) -> None:
+    config = replace(config, augmentation=NoAugmentation())
+    tunes = [replace(config, strategy=FineTune(depth)) for depth in (1, 2)]
+    alone = [run(replace(one, cache=LIVE), tmp_path / f"alone{i}") for i, one in enumerate(tunes)]
+    members = [train.Member(config, tmp_path / "head")]
+    (head,) = train.train_array(members, train.load_dataset(config), beside=tunes)
+    assert source(head) == "built" and len(entries(cache)) == 3
+    assert_equal(head, run(replace(config, cache=LIVE), tmp_path / "head alone"))
+    for i, one in enumerate(tunes):
+        done = run(one, tmp_path / f"after{i}")
+        assert source(done) == "reused"
+        assert_equal(done, alone[i])
+
+
+def test_a_shallower_trunk_gets_what_a_deeper_one_beside_it_needs(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    tune = replace(config, strategy=FineTune(2))
+    members = [train.Member(tune, tmp_path / "tune")]
+    (done,) = train.train_array(members, train.load_dataset(config), beside=[config])
+    assert_equal(done, run(replace(tune, cache=LIVE), tmp_path / "alone"))
+    assert source(run(config, tmp_path / "head")) == "reused"
+
+
+OF_A_PROCESS = """
+import json, sys
+from pathlib import Path
+from graft import train
+from graft.config import from_dict
+config = train.resolve(from_dict(json.loads(sys.argv[1])))
+dataset = train.load_dataset(config)
+print("ready", flush=True)
+sys.stdin.readline()
+train.train(config, Path(sys.argv[2]), dataset)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_that_want_the_same_at_once_both_have_it(
+    config: RunConfig, tiny_values: dict[str, Any], tmp_path: Path, cache: Path
+) -> None:
+    tiny_values["augmentation"] = {"_target_": "graft.config.NoAugmentation"}
+    tiny_values["image_size"] = 64
+    folders = [tmp_path / "a", tmp_path / "b"]
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", OF_A_PROCESS, json.dumps(tiny_values), str(folder)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for folder in folders
+    ]  # fmt: skip
+    try:
+        for child in children:
+            assert child.stdout is not None and child.stdout.readline() == "ready\n"
+        for child in children:
+            assert child.stdin is not None
+            child.stdin.write("go\n")
+            child.stdin.flush()
+        assert [child.wait(120) for child in children] == [0, 0]
+    finally:
+        for child in children:
+            child.kill()
+            child.communicate()
+    one, other = (read_run(folder) for folder in folders)
+    assert_equal(one, other)
+    assert {source(one), source(other)} <= {"built", "reused"} and len(entries(cache)) == 1
