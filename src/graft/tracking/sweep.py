@@ -22,6 +22,9 @@ log = logging.getLogger("graft")
 FILE = "tracking.json"
 OFF = "off"
 
+# How long the start of a sweep waits for MLflow.
+_OPEN_S = 4.0
+
 
 class SweepTracking:
     """A sweep in MLflow. Its calls return soon and never raise, whatever the server does."""
@@ -44,7 +47,7 @@ class SweepTracking:
     ) -> "SweepTracking | Off":
         """Open a sweep's parent run: a new one, or the one it had.
 
-        The store itself is opened in the background: importing MLflow alone takes seconds.
+        Waits a few seconds at most; a slow store is opened in the background.
 
         Args:
             sweep_dir: the sweep's folder; keeps `tracking.json`, which tells the sweep from others.
@@ -240,6 +243,9 @@ def _open(
     line = Line(uri, lock, f"What it misses can be sent later: {_sync_command(folder)}")
     sweep = SweepTracking(folder, info, line, database.parent / "mlartifacts")
     line.post(sweep.parent)
+    # Importing MLflow and making its tables takes a core for seconds: beside training it would hold
+    # up every operation of the trunk. A server that is slow is not waited for.
+    line.wait(_OPEN_S)
     return sweep
 
 

@@ -123,21 +123,13 @@ def _computed(
     ]
     stream = inputs(shorter)
     for start, stop in shorter:
-        tensors = list(_tensors(frozen, stream, stop - start))
+        tensors = frozen.tried(next(stream))
         packed, first = [], 0
         for one in wanted:
             last = first + len(one.exit)
             packed.append(one.format.pack(tensors[first:last]).cpu().numpy())
             first = last
         yield start, stop, packed
-
-
-def _tensors(frozen: Frozen, stream: Iterator[torch.Tensor], count: int) -> Sequence[torch.Tensor]:
-    pictures = next(stream)
-    alone = len(pictures) == 1  # kernels for a batch of one round differently
-    found = frozen.tried(pictures.repeat(2, 1, 1, 1) if alone else pictures)
-    assert count == len(pictures)
-    return [tensor[:count] for tensor in found]
 
 
 def fill_or_remember(

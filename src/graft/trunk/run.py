@@ -104,6 +104,9 @@ class Frozen:
     def _run(
         self, inputs: Sequence[torch.Tensor], size: int, seconds: list[float] | None = None
     ) -> Tensors:
+        if len(inputs[0]) == 1:  # kernels for a batch of one round differently
+            doubled = self._run([torch.cat((t, t)) for t in inputs], 2, seconds)
+            return tuple(tensor[:1] for tensor in doubled)
         parts = []
         with self._mode(), self._autocast():
             for start, stop in _parts(len(inputs[0]), size):

@@ -1,0 +1,251 @@
+"""Running what is frozen: how many pictures at a time changes its speed, never its numbers."""
+
+import functools
+import time
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import nn
+
+from graft.backbones import build
+from graft.config import Model
+from graft.fit.learner import autocast
+from graft.strategies import HeadOnly
+from graft.trunk.cut import cut
+from graft.trunk.rows import RowFormat, Stored
+from graft.trunk.run import ON_CPU, ON_GPU, Frozen, Pace, Trunk
+
+CPU = torch.device("cpu")
+plainly = functools.partial(autocast, "float32", CPU)
+
+
+def pictures(count: int) -> torch.Tensor:
+    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Watched(nn.Module):
+    """Doubles; keeps the sizes that it was given, and whether gradients were asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+        self.weight = nn.Parameter(torch.tensor(2.0), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        self.sizes.append(len(x))
+        return (x * self.weight,)
+
+
+class Paced(Watched):
+    """Takes so many seconds for a part of a size: by default a millisecond a picture."""
+
+    def __init__(self, seconds: dict[int, float]) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        time.sleep(self.seconds.get(len(x), len(x) / 1000))
+        return super().forward(x)
+
+
+class Sized(Watched):
+    """Other bits in parts of more than `largest` pictures, as a kernel of a library may have."""
+
+    def __init__(self, largest: int) -> None:
+        super().__init__()
+        self.largest = largest
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        (out,) = super().forward(x)
+        return (torch.nextafter(out, out + 1) if len(x) > self.largest else out,)
+
+
+def frozen(module: nn.Module, sizes: Sequence[int] = (4,), must_be_equal: bool = True) -> Frozen:
+    return Frozen(module, plainly, Pace(tuple(sizes), must_be_equal))
+
+
+# --- parts ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("count", "parts"),
+    [
+        (2, [2]), (3, [3]), (4, [4]), (5, [5]), (6, [4, 2]), (8, [4, 4]), (9, [4, 5]),
+        (12, [4, 4, 4]), (13, [4, 4, 5]),
+    ],
+)  # fmt: skip
+def test_parts_are_as_large_as_asked_and_none_is_of_one_picture(
+    count: int, parts: list[int]
+) -> None:
+    module, x = Watched(), pictures(count)
+    (out,) = frozen(module)(x)
+    assert module.sizes == parts
+    assert torch.equal(out, 2 * x)
+
+
+def test_a_lone_picture_is_seen_twice_and_comes_back_once() -> None:
+    """Kernels for a batch of one round differently."""
+    module, x = Watched(), pictures(1)
+    (out,) = frozen(module)(x)
+    assert module.sizes == [2]
+    assert torch.equal(out, 2 * x)
+
+
+def test_no_gradients_are_kept() -> None:
+    x = pictures(6).requires_grad_()
+    for is_for_storing in (False, True):
+        pace = Pace((4,), True)
+        (out,) = Frozen(Watched(), plainly, pace, is_for_storing=is_for_storing)(x)
+        assert not out.requires_grad
+    (out,) = frozen(Watched())(x)
+    (out * nn.Parameter(torch.ones(1))).sum().backward()  # a tail may train on it
+
+
+def test_it_runs_at_the_precision_that_is_asked_for() -> None:
+    class Product(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return (x.flatten(1) @ torch.ones(192, 2),)
+
+    half = functools.partial(autocast, "bfloat16", CPU)
+    assert Frozen(Product(), half, Pace((4,), True))(pictures(6))[0].dtype == torch.bfloat16
+    assert frozen(Product())(pictures(6))[0].dtype == torch.float32
+
+
+def test_tensors_of_several_exits_come_one_after_the_other() -> None:
+    class Exits(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], ...]:
+            return (x + 1, x + 2), (x + 3,)
+
+    x = pictures(6)
+    out = frozen(Exits())(x)
+    assert [torch.equal(tensor, x + i) for i, tensor in enumerate(out, start=1)] == [True] * 3
+
+
+def test_several_inputs_are_cut_alike() -> None:
+    class Difference(nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return (x - y,)
+
+    x = pictures(9)
+    assert torch.equal(frozen(Difference())(x, x.flip(0))[0], x - x.flip(0))
+
+
+# --- which size -------------------------------------------------------------------------------
+
+
+def test_the_sizes_of_a_device_take_no_more_memory_than_training() -> None:
+    assert Pace.on(CPU, 64).sizes == ON_CPU and Pace.on(CPU, 64).must_be_equal
+    assert Pace.on(CPU, 32).sizes == (16, 32, 8)
+    assert Pace.on(CPU, 4).sizes == (16,)
+    assert Pace.on(torch.device("cuda"), 32).sizes == ON_GPU
+    assert Pace.on(torch.device("cuda"), 16).sizes == (64, 128, 32)
+    assert not Pace.on(torch.device("cuda"), 32).must_be_equal
+
+
+def test_each_size_is_tried_once_then_the_fastest_is_taken() -> None:
+    module = Paced({8: 0.001})
+    one, x = frozen(module, (4, 8, 2)), pictures(16)
+    assert one.pace.best == 4
+    for _ in range(3):
+        assert torch.equal(one.tried(x)[0], 2 * x)
+    assert set(one.pace.seconds) == {4, 8, 2} and one.pace.next_untried() is None
+    assert one.pace.best == 8
+    module.sizes.clear()
+    one.tried(x)
+    one(x)
+    assert module.sizes == [8, 8, 8, 8]
+
+
+def test_the_quickest_part_counts_as_the_first_one_sets_things_up() -> None:
+    class SlowAtFirst(Paced):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            if len(x) not in self.sizes:
+                time.sleep(0.1)
+            return super().forward(x)
+
+    one = frozen(SlowAtFirst({8: 0.001}), (4, 8))
+    for _ in range(2):
+        one.tried(pictures(16))
+    assert max(one.pace.seconds.values()) < 0.004 and one.pace.best == 8
+
+
+def test_a_size_is_not_tried_on_too_few_pictures_to_measure_it() -> None:
+    one = frozen(Watched(), (4, 8))
+    for count in (7, 8, 15, 16):
+        one.tried(pictures(count))
+        assert set(one.pace.seconds) == {7: set(), 8: {4}, 15: {4}, 16: {4, 8}}[count]
+
+
+def test_on_a_cpu_a_size_that_gives_other_bits_is_never_taken() -> None:
+    """However fast it is."""
+    module = Sized(largest=6)  # 5: the last part may have one picture more
+    one, x = frozen(module, (4, 8, 2)), pictures(16)
+    outs = [one.tried(x)[0] for _ in range(4)]
+    assert all(torch.equal(out, 2 * x) for out in outs)
+    assert one.pace.seconds[8] == float("inf") and one.pace.best in (2, 4)
+    assert one.pace.difference == 0
+
+
+def test_where_all_others_are_ruled_out_the_usual_size_is_left() -> None:
+    one, x = frozen(Sized(largest=5), (4, 8, 6)), pictures(16)
+    for _ in range(4):
+        assert torch.equal(one.tried(x)[0], 2 * x)
+    assert one.pace.best == 4
+
+
+def test_on_a_gpu_the_largest_difference_is_kept_as_a_share() -> None:
+    class Off(Watched):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            (out,) = super().forward(x)
+            return (out + (0.25 if len(x) > 4 else 0.0),)
+
+    one = frozen(Off(), (4, 8), must_be_equal=False)
+    x = pictures(16).clamp(-2, 2)
+    for _ in range(2):
+        one.tried(x)
+    assert one.pace.difference == pytest.approx(0.25 / float(2 * x[:4].abs().max()))
+    assert one.pace.seconds[8] != float("inf")
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "resnet18", "efficientnet_lite0"])
+def test_how_many_pictures_at_a_time_changes_no_bit_of_a_real_network(name: str) -> None:
+    network = build(Model(name=name, weights="none"), 2, seed=0, image_size=32)
+    network.module.to(memory_format=torch.channels_last)
+    x = torch.randn(33, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    x = x.contiguous(memory_format=torch.channels_last)
+    for part in network.module.modules():
+        if isinstance(part, nn.BatchNorm2d):  # else what is random fades to zeros
+            part.momentum = 1.0
+    with torch.no_grad():
+        network.module.train()(x)
+    network.freeze(HeadOnly().trainable(list(network.blocks)))
+    found = cut(network.module)
+    assert found is not None
+    network.eval()
+    (usual,) = frozen(found.trunk, (16,))(x)
+    assert len(usual.unique(dim=0)) == 33
+    for size in (2, 3, 7, 8, 32, 64):
+        assert torch.equal(frozen(found.trunk, (size,))(x)[0], usual)
+    assert torch.equal(torch.cat([frozen(found.trunk)(x[i : i + 1])[0] for i in range(3)]),
+                       usual[:3])  # fmt: skip
+
+
+# --- what is left of a trunk ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+def test_a_trunk_gives_what_the_store_would_give_back(stored: Stored) -> None:
+    x = pictures(6)
+    (ours,) = Trunk(frozen(Watched()), stored)((x,))
+    format = RowFormat.of([2 * x], stored, 6)
+    (theirs,) = format.unpack(format.pack([2 * x]))
+    assert torch.equal(ours, theirs) and ours.stride() == theirs.stride()
+    assert torch.equal(ours, 2 * x) is (stored == "float32")
+
+
+def test_where_nothing_is_left_a_trunk_hands_on_what_it_is_given() -> None:
+    inputs = (pictures(2), pictures(3))
+    trunk = Trunk(None, "bfloat16")
+    assert trunk.is_empty and trunk(inputs) is inputs
+    assert not Trunk(frozen(Watched()), "float32").is_empty
