@@ -254,7 +254,7 @@ class Told:
         self.rows += rows
 
 
-@pytest.mark.parametrize("write_s", [0.0, 1000.0])
+@pytest.mark.parametrize("write_s", [0.0, pytest.param(1000.0, marks=pytest.mark.slow)])
 @WAYS
 def test_a_follower_is_told_of_each_epoch_once_and_in_order(
     tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -301,7 +301,7 @@ def test_each_run_has_its_own_epochs_in_its_log_and_nobody_elses(
 def test_the_times_of_the_runs_of_an_array_add_up_to_its_own(
     tiny_config: RunConfig, tmp_path: Path
 ) -> None:
-    for strategy, epochs in ((HeadOnly(), 30), (FineTune(), 2)):
+    for strategy, epochs in ((HeadOnly(), 20), (FineTune(), 2)):
         base = replace(tiny_config, strategy=strategy, epochs=epochs)
         array(rates(replace(base, epochs=1), 1e-2), tmp_path / "what is done once a process")
         started = time.monotonic()

@@ -135,7 +135,7 @@ def assert_built_reused_and_live_are_equal(config: RunConfig, folder: Path) -> N
         ),
         (FineTune(1), {"augmentation": Flip(), "epochs": 2}),
         (FineTune(2), {"augmentation": NoAugmentation(), "batch_size": 21}),
-        (HeadOnly(), {"batch_size": 1}),
+        pytest.param(HeadOnly(), {"batch_size": 1}, marks=pytest.mark.slow),
         (HeadOnly(), {"batch_size": 500}),
         (FineTune(1), {"activations": "bfloat16", "precision": "bfloat16"}),
     ],
@@ -148,9 +148,12 @@ def test_the_store_changes_no_bit(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [SMALL, "resnet18"])
+@pytest.mark.parametrize(
+    ("name", "augmentation"),
+    [(SMALL, NoAugmentation()), (SMALL, Flip()), (SMALL, Dihedral()), ("resnet18", Flip())],
+    ids=str,
+)
 @pytest.mark.parametrize("batch_size", [16, 7])
-@pytest.mark.parametrize("augmentation", [NoAugmentation(), Flip(), Dihedral()], ids=repr)
 @pytest.mark.parametrize("strategy", [HeadOnly(), FineTune(1), FineTune(2)], ids=repr)
 def test_the_store_changes_no_bit_in_any_combination(
     config: RunConfig, tmp_path: Path, strategy: Strategy, augmentation: Augmentation,

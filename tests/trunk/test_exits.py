@@ -18,7 +18,7 @@ STRATEGIES = (HeadOnly(), FineTune(1), FineTune(2))
 FAST = ("efficientnet_lite0", "mobilenet_v3_small", "resnet18", "efficientnet_b0")
 NETWORKS = [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in BACKBONES]
 # Frontiers of a network that are tried, at most: its first and last ones, and some between.
-MAX_TRIED = 12
+MAX_TRIED = 8
 
 
 def pictures(name: str = "", count: int = 2) -> torch.Tensor:

@@ -26,8 +26,8 @@ from graft.trunk.exits import Exit, prefix
 from graft.trunk.key import digest_of
 
 
-def network_of(name: str = "resnet18", size: int = 32) -> Network:
-    network = build(Model(name=name, weights="none"), 2, seed=0, image_size=size)
+def network_of(name: str = "resnet18") -> Network:
+    network = build(Model(name=name, weights="none"), 2, seed=0, image_size=32)
     network.freeze(HeadOnly().trainable(list(network.blocks)))
     return network
 
@@ -338,7 +338,7 @@ for name in sys.argv[1:]:
 
 
 def test_equal_settings_are_equal_keys_in_a_fresh_process() -> None:
-    names = ["resnet18", "mobilenet_v3_small", "efficientnet_lite0"]
+    names = ["mobilenet_v3_small", "efficientnet_lite0"]
     done = subprocess.run(
         [sys.executable, "-c", OF_A_FRESH_PROCESS, *names],
         capture_output=True, text=True, check=True,
@@ -353,7 +353,7 @@ def test_equal_settings_are_equal_keys_in_a_fresh_process() -> None:
         for name in names
     ]  # fmt: skip
     assert done.stdout.split() == ours
-    assert len(set(ours)) == 3 and {len(one) for one in ours} == {16}
+    assert len(set(ours)) == 2 and {len(one) for one in ours} == {16}
 
 
 def test_the_order_of_memory_does_not_change_the_digest() -> None:
