@@ -5,7 +5,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-all ui clean
+.PHONY: help setup demo check test test-all bench ui clean
 
 PYTHON ?= python3
 PORT ?= 5000
@@ -48,6 +48,9 @@ test: setup  ## what a change should pass before it is shown
 
 test-all: setup  ## every test
 	$(BIN)pytest
+
+bench: setup  ## the tables of docs/performance.md: graft against a plain loop
+	$(BIN)python benchmarks/sweep.py demo heads again memory vgg16 stack
 
 ui: setup  ## the MLflow UI of the runs in outputs/, on this machine only
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true $(BIN)mlflow server \

@@ -120,7 +120,7 @@ def memory(bench: Bench) -> list[Table]:
     work = bench.emoji(STRATEGIES, RATES)
     overrides, arguments = list(work.overrides), list(work.arguments)
     short = bench.work(overrides, arguments, STRATEGIES, RATES, epochs=1, loop_rates=RATES[:1])
-    rounds = rounds_of(bench, short, bench.options.repeats)
+    rounds = rounds_of(bench, short, bench.options.slow_repeats)
     plain = sample([one.plain.process.peak_mb for one in rounds])
     tuned = sample([one.tuned.process.peak_mb for one in rounds])
     whole = sample([one.sweep.process.peak_mb for one in rounds])
@@ -292,7 +292,7 @@ def _options() -> argparse.Namespace:
     add = parser.add_argument
     add("scenarios", nargs="+", choices=[*SCENARIOS], metavar="scenario")
     add("--repeats", type=int, default=3, help="rounds")
-    add("--slow-repeats", type=int, default=1, help="rounds of vgg16")
+    add("--slow-repeats", type=int, default=1, help="rounds of memory and vgg16")
     add("--epochs", type=int, default=10, help="of graft's runs (vgg16: 3 at most)")
     add("--baseline-epochs", type=int, default=2, help="that the loops really train (vgg16: 1)")
     add("--full", action="store_true", help="the loops train every epoch of every run")
