@@ -351,18 +351,23 @@ def network(name: str, strategy: Strategy, dropout: float | None = None) -> fx.G
 @pytest.mark.parametrize(
     ("name", "dropout", "layers"),
     [
-        ("mobilenet_v3_small", None, 4),
         ("efficientnet_lite0", None, 2),
         ("resnet18", None, 1),
         ("resnet18", 0.3, 2),
     ],
 )
-def test_heads_of_the_catalog_are_stacked(name: str, dropout: float | None, layers: int) -> None:
+def test_small_heads_of_the_catalog_are_stacked(
+    name: str, dropout: float | None, layers: int
+) -> None:
     tail = network(name, HeadOnly(), dropout)
     names = chain(tail)
     assert names is not None and len(names) == layers
     run = Recipe().config
     assert can_stack(tail, run) and not can_stack(tail, replace(run, precision="float16"))
+
+
+def test_a_head_that_would_lose_by_company_is_not_stacked() -> None:
+    assert chain(network("mobilenet_v3_small", HeadOnly())) is None
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "resnet18"])
@@ -398,7 +403,7 @@ class Skipping(nn.Sequential):
         return self[1](x)  # type: ignore[no-any-return]
 
 
-WIDE = 1024
+WIDE = 512
 
 
 @pytest.mark.parametrize(
@@ -406,8 +411,8 @@ WIDE = 1024
     [
         (nn.Sequential(nn.Linear(16, 2)), True),
         (nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Dropout(), nn.Linear(16, 2)), True),
-        (nn.Sequential(nn.Linear(WIDE, WIDE - 50, device="meta")), True),
-        (nn.Sequential(nn.Linear(WIDE, WIDE, device="meta")), False),
+        (nn.Sequential(nn.Linear(WIDE, 97, device="meta")), True),
+        (nn.Sequential(nn.Linear(WIDE, 98, device="meta")), False),
         (nn.Sequential(nn.Linear(16, 2, bias=False)), False),
         (nn.Sequential(nn.Linear(17, 2)), False),
         (nn.Sequential(nn.Linear(16, 50), nn.Linear(50, 2)), False),
@@ -435,4 +440,4 @@ def test_a_tail_without_a_graph_is_not_stacked() -> None:
 
 
 def test_the_largest_head_that_is_stacked_has_so_many_weights() -> None:
-    assert WIDE * (WIDE - 50 + 1) < MAX_WEIGHTS < WIDE * (WIDE + 1)
+    assert 97 * (WIDE + 1) <= MAX_WEIGHTS < 98 * (WIDE + 1)

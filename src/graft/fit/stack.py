@@ -28,9 +28,10 @@ from torch.nn import functional as F
 from graft.config import SGD, Adam, AdamW
 from graft.fit.learner import Learner
 
-# Above so many weights a head is bound by the memory that its weights move through, and gains
-# nothing by company (docs/performance.md).
-MAX_WEIGHTS = 1_000_000
+# A larger head is bound by the memory that its weights move through. One of 0.1 million weights
+# takes twice as long in a stack if it is alone, one of 0.6 million takes longer in any company
+# (docs/performance.md; benchmarks/stacks.py).
+MAX_WEIGHTS = 50_000
 
 # Products of matrices round differently where rows begin in the middle of a wide register: a Linear
 # is stacked where its inputs are a multiple of so many, as in every network of the catalog.
