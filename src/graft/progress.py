@@ -8,13 +8,15 @@ from types import TracebackType
 from typing import Any, Self
 
 log = logging.getLogger("graft")
+# For the screen alone: a run's train.log has the epochs of that run, in lines of its own.
+screen = logging.getLogger("graft.progress")
 
 
-class Progress:
-    """Epochs and batches of one run, with losses, accuracies and the time left."""
+class _Shown:
+    """A bar on a terminal while it is entered; elsewhere none."""
 
-    def __init__(self, title: str, epochs: int) -> None:
-        self._title, self._epochs, self._row = title, epochs, ""
+    def __init__(self, title: str, total: int | None) -> None:
+        self._title, self._total = title, total
         self._bar: Any = None
         self._task: Any = None
 
@@ -22,7 +24,7 @@ class Progress:
         if sys.stderr.isatty():
             self._bar = _bar()
             self._bar.start()
-            self._task = self._bar.add_task(self._title, total=None, row="")
+            self._task = self._bar.add_task(self._title, total=self._total, row="")
         return self
 
     def __exit__(
@@ -33,6 +35,14 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+class Progress(_Shown):
+    """Epochs and batches of an array of runs, with losses, accuracies and the time left."""
+
+    def __init__(self, title: str, epochs: int) -> None:
+        super().__init__(title, None)
+        self._epochs, self._row = epochs, ""
 
     def batch(self, epoch: int, done: int, total: int) -> None:
         if self._bar is not None:
@@ -47,7 +57,7 @@ class Progress:
         self._row = in_words(next(iter(rows.values()))) if len(rows) == 1 else _range(rows)
         if self._bar is None:
             first = next(iter(rows.values()))
-            log.info(
+            screen.info(
                 "  epoch %d/%d  %s  (%.1f s)",
                 first["epoch"], self._epochs, self._row, first["seconds"],
             )  # fmt: skip
@@ -68,45 +78,28 @@ def _range(rows: Mapping[str, Mapping[str, float]]) -> str:
     return f"{len(rows)} runs  val acc {min(found.values()):.3f} to {found[best]:.3f} ({best})"
 
 
-class Counter:
+class Counter(_Shown):
     """A long piece of work, counted: a bar on a terminal, a line now and then elsewhere."""
 
     EVERY_S = 15.0
 
     def __init__(self, title: str, total: int) -> None:
-        self._title, self._total, self._done = title, total, 0
+        super().__init__(title, total)
+        self._whole, self._done = total, 0
         self._started = self._said = time.monotonic()
-        self._bar: Any = None
-        self._task: Any = None
-
-    def __enter__(self) -> Self:
-        if sys.stderr.isatty():
-            self._bar = _bar()
-            self._bar.start()
-            self._task = self._bar.add_task(self._title, total=self._total, row="")
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
 
     def advance(self, count: int) -> None:
         self._done += count
         now = time.monotonic()
         if self._bar is not None:
-            row = f"{self._done:,} of {self._total:,}"
+            row = f"{self._done:,} of {self._whole:,}"
             self._bar.update(self._task, completed=self._done, row=row)
         elif now - self._said >= self.EVERY_S:
             self._said = now
-            left = (now - self._started) * (self._total - self._done) / max(self._done, 1)
+            left = (now - self._started) * (self._whole - self._done) / max(self._done, 1)
             log.info(
                 "  %s: %s of %s, about %s left",
-                self._title, f"{self._done:,}", f"{self._total:,}", _span(left),
+                self._title, f"{self._done:,}", f"{self._whole:,}", _span(left),
             )  # fmt: skip
 
 

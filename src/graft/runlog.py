@@ -5,6 +5,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from graft.progress import screen
+
 _SHARED = logging.getLogger("graft")
 _FORMAT = "[%(asctime)s][%(name)s][%(levelname)s] %(message)s"
 
@@ -18,6 +20,7 @@ class RunLog:
     def __init__(self, path: Path) -> None:
         self._handler = logging.FileHandler(path, delay=True, encoding="utf-8")
         self._handler.setFormatter(logging.Formatter(_FORMAT))
+        self._handler.addFilter(lambda said: said.name != screen.name)
         self._own = logging.Logger("graft", logging.INFO)
         self._own.addHandler(self._handler)
         root = logging.getLogger()

@@ -65,7 +65,7 @@ def prepare(asked: Sequence[Asked], *, command: str) -> Path:
     _warn_of_large_batches(resolved, datasets)
     folder = folder_of(asked[0].config)
     _write_down(folder, asked, command)
-    _planned[folder] = resolved
+    _planned[folder] = {train.trunk_key(one.config): one.config for one in reversed(resolved)}
     if len(resolved) > 1:
         log.info("%d runs in %d arrays", len(resolved), len(arrays(resolved)))
     _open_tracking(folder, asked[0].config)
@@ -317,15 +317,15 @@ def _write_down(folder: Path, asked: Sequence[Asked], command: str) -> None:
     (folder / "multirun.yaml").unlink(missing_ok=True)
 
 
-_planned: dict[Path, Sequence[Asked]] = {}
+# One run of each strategy and trunk of a sweep.
+_planned: dict[Path, dict[str, RunConfig]] = {}
 
 
 def _beside(asked: Sequence[Asked]) -> list[RunConfig]:
-    """One run of each other array of the sweep."""
-    every = _planned.get(asked[0].folder.parent, ())
-    own = train.array_key(asked[0].config)
-    firsts = {train.array_key(one.config): one.config for one in every}
-    return [config for key, config in firsts.items() if key != own]
+    """One run for each strategy and trunk of the sweep but those of this array."""
+    own = train.trunk_key(asked[0].config)
+    every = _planned.get(asked[0].folder.parent, {})
+    return [config for key, config in every.items() if key != own]
 
 
 _opened: dict[Path, SweepTracking | Off] = {}

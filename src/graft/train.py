@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from graft import backbones, machine, metrics, record
+from graft import backbones, machine, metrics
 from graft.backbones import Network
 from graft.config import RunConfig, to_dict
 from graft.data.pictures import available_bytes
@@ -38,7 +38,7 @@ from graft.trunk.cut import Cut, cut
 
 __all__ = [
     "Follower", "LoadedDataset", "Member", "Outcome", "array_key", "build_network", "load_dataset",
-    "resolve", "train", "train_array",
+    "resolve", "train", "train_array", "trunk_key",
 ]  # fmt: skip
 
 log = logging.getLogger("graft")
@@ -115,10 +115,15 @@ def array_key(config: RunConfig) -> str:
     They may differ in optimizer, schedule, loss, epochs, patience, metric, dropout, and in the
     first values of the head.
     """
-    values = {**trunk_settings(config), "strategy": to_dict(config)["strategy"]}
     # Where a head has no dropout, one that is asked for is one module more: another tail.
     is_added = config.model.dropout is not None and not backbones.find(config.model.name).dropout
-    return digest([values, config.sampling, config.seed, config.batch_size, is_added])
+    same = [config.sampling, config.seed, config.batch_size, is_added]
+    return digest([trunk_key(config), *same])
+
+
+def trunk_key(config: RunConfig) -> str:
+    """Equal for runs that are fed from the same pictures through the same trunk."""
+    return digest([trunk_settings(config), to_dict(config)["strategy"]])
 
 
 def train_array(
@@ -264,6 +269,8 @@ def _train_group(group: Sequence[Run], fed: Supply, own: Cut | None, first: Netw
                 "most often because a class has no validation pictures: no epoch can be chosen "
                 "by it."
             )
+    for learner in learners:
+        learner.release()
     with _sharing(group, "test"):
         _test(learners, fed)
     for learner, run in learners.items():
@@ -374,8 +381,7 @@ class _Watcher:
         self._bar.batch(epoch, done, total)
 
     def epoch(self, rows: Mapping[Learner, dict[str, float]]) -> None:
-        with _kept_out_of_logs():  # each has lines of its own, below, and of no other run
-            self._bar.epoch({self._runs[learner].name: row for learner, row in rows.items()})
+        self._bar.epoch({self._runs[learner].name: row for learner, row in rows.items()})
         for learner, row in rows.items():
             of = self._runs[learner].config.epochs
             self._runs[learner].log.info("  epoch %d/%d  %s", row["epoch"], of, in_words(row))
@@ -396,21 +402,3 @@ class _Watcher:
                 for follower in run.member.followers:
                     follower.epochs(rows)
         self._written_at = time.monotonic()
-
-
-@contextmanager
-def _kept_out_of_logs() -> Iterator[None]:
-    """What is logged in here reaches no run's train.log, Hydra's handler of it included."""
-    handlers = [*logging.getLogger().handlers, *log.handlers]
-    files = [h for h in handlers if Path(getattr(h, "baseFilename", "")).name == record.LOG]
-    for file in files:
-        file.addFilter(_no)
-    try:
-        yield
-    finally:
-        for file in files:
-            file.removeFilter(_no)
-
-
-def _no(_: logging.LogRecord) -> bool:
-    return False

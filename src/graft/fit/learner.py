@@ -136,6 +136,12 @@ class Learner:
             self.best_state = _copy_trained(self.network.module)
         return row
 
+    def release(self) -> None:
+        """Training is over: give gradients and the optimizer's state back, most of its memory."""
+        self.optimizer = None
+        for parameter in self.network.module.parameters():
+            parameter.grad = None
+
     @property
     def is_done(self) -> bool:
         """Whether it has had its epochs, ran out of patience, or failed."""
