@@ -28,7 +28,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from graft import naming
+from graft import naming, tracking
 from graft.config import RunConfig, from_dict, keys, nearest
 from graft.errors import BadRequest, ConfigError, GraftError
 
@@ -96,6 +96,8 @@ def prepare(jobs: Sequence[DictConfig]) -> list[list[int]]:
     Raises:
         BadRequest: everything that can be known to be wrong, of all jobs.
     """
+    if any(job.tracking.uri != "off" for job in jobs):
+        tracking.warm_up()
     from graft import sweep
 
     asked, problems = [], []

@@ -1,6 +1,5 @@
 """What a sweep leaves in MLflow on SQLite, and what happens when it is opened again."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -86,8 +85,9 @@ def test_opening_a_sweep_again_finds_its_parent(lab: Any) -> None:
 def test_two_sweeps_of_one_name_in_other_folders_are_two(lab: Any, tmp_path: Path) -> None:
     uri = default_uri(lab.output)
     for place in ("here", "there"):
-        SweepTracking.open(tmp_path / place / "demo", Tracking(uri=uri), name="demo", command="",
-                           axes=[], output_dir=tmp_path / place)  # fmt: skip
+        sweep = SweepTracking.open(tmp_path / place / "demo", Tracking(uri=uri), name="demo",
+                                   command="", axes=[], output_dir=tmp_path / place)  # fmt: skip
+        sweep.wait(30)
     found = lab.seen().client.search_runs([lab.seen().experiment.experiment_id])
     assert len({run.data.tags["sweep.id"] for run in found}) == 2
 
@@ -304,7 +304,6 @@ def test_a_run_id_in_the_environment_is_not_taken_up(
 ) -> None:
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
     lab.train(lab.open(), 0)
-    assert "MLFLOW_RUN_ID" not in os.environ
     assert tuple(lab.seen().runs()) == lab.titles[:1]
 
 

@@ -97,7 +97,8 @@ def test_a_server_that_never_answers_holds_nobody_up(
     sweep, open_s = timed(lab.open)
     run, epochs_s = timed(lambda: lab.begin(sweep, 0))
     _, finish_s = timed(lambda: run.finish(None, "completed", None, {}))
-    assert (open_s < 5, epochs_s < 1, finish_s < 10) == (True, True, True)
+    sweep.wait(30)
+    assert (open_s < 1, epochs_s < 1, finish_s < 1) == (True, True, True)
     assert ["no answer within 2 s" in warning for warning in warnings_of()] == [True]
 
 
@@ -122,9 +123,11 @@ def test_nonsense_from_a_server_costs_a_warning(
 ) -> None:
     uri, _ = answering(status, text)
     lab = lab_at(uri)
-    run = lab.begin(lab.open(), 0)
+    sweep = lab.open()
+    run = lab.begin(sweep, 0)
     _, finish_s = timed(lambda: run.finish(None, "completed", None, {}))
-    assert finish_s < 20
+    assert finish_s < 1
+    sweep.wait(60)
     assert len(warnings_of()) == 1
 
 

@@ -6,15 +6,17 @@ the sweep, or by `python -m graft.tracking outputs/<sweep>`.
 
     places.py   tracking URIs, whether something answers there
     client.py   calls to MLflow, in plain types: the one place that imports it
-    line.py     one background thread that makes those calls
+    apart.py    the process that makes them
+    line.py     one background thread that waits for them
     letter.py   what one run has for MLflow, kept as a file beside the runs
     upload.py   what is written to MLflow, and what is there already
     view.py     the prepared view of MLflow's UI
     run.py      one run;  sweep.py  the sweep of it, and sending again
 """
 
+from graft.tracking.apart import warm_up
 from graft.tracking.places import default_uri
 from graft.tracking.run import OffRun, RunTracking
 from graft.tracking.sweep import Off, SweepTracking, sync
 
-__all__ = ["Off", "OffRun", "RunTracking", "SweepTracking", "default_uri", "sync"]
+__all__ = ["Off", "OffRun", "RunTracking", "SweepTracking", "default_uri", "sync", "warm_up"]

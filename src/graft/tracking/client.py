@@ -1,4 +1,4 @@
-"""Calls to an MLflow store, in plain types. The one place that imports mlflow.
+"""Calls to an MLflow store, in plain types. Here alone mlflow is imported, in apart.py's process.
 
 Everything here may raise and may block; `line.py` makes both harmless.
 """
@@ -10,13 +10,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from graft.tracking.places import sqlite_path
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run as Run
+    from mlflow.entities import Run
 
 # A dead server otherwise holds a client for four minutes, once a call.
 _ENVIRONMENT = {
@@ -46,16 +46,60 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+class StoredRun(NamedTuple):
+    """A run as the store has it; of metrics their names."""
+
+    id: str
+    name: str
+    status: str
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
+    metrics: tuple[str, ...]
+
+
+class StoreError(Exception):
+    """What MLflow raised, in words.
+
+    Attributes:
+        status: of HTTP, where the error has one.
+    """
+
+    def __init__(self, text: str, status: int | None) -> None:
+        super().__init__(text, status)
+        self.text, self.status = text, status
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def http_status(error: BaseException) -> int | None:
+    """The HTTP status of one of MLflow's own errors."""
+    found: Any = getattr(error, "get_http_status_code", lambda: None)
+    status: int | None = found()
+    return status
+
+
 def is_refusal(error: BaseException) -> bool:
     """Whether the server knows us and says no: asking again is useless."""
-    status = getattr(error, "get_http_status_code", None)
-    return status is not None and status() in (401, 403)
+    return isinstance(error, StoreError) and error.status in (401, 403)
 
 
 def is_rejection(error: BaseException) -> bool:
     """Whether one request was wrong in itself; others may be right."""
-    status = getattr(error, "get_http_status_code", None)
-    return status is not None and 400 <= status() < 500 and status() not in (401, 403, 408, 429)
+    status = error.status if isinstance(error, StoreError) else None
+    return status is not None and 400 <= status < 500 and status not in (401, 403, 408, 429)
+
+
+def import_mlflow() -> None:
+    """Import it, which takes seconds, with settings that it reads then."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    # A run id in the environment would make MLflow reopen that run.
+    os.environ.pop("MLFLOW_RUN_ID", None)
+    logging.getLogger("alembic").setLevel(logging.ERROR)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
 
 
 # --- calls ----------------------------------------------------------------------------------
@@ -65,15 +109,9 @@ class Store:
     """An open MLflow store."""
 
     def __init__(self, uri: str) -> None:
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        # A run id in the environment would make MLflow reopen that run.
-        os.environ.pop("MLFLOW_RUN_ID", None)
-        logging.getLogger("alembic").setLevel(logging.ERROR)
-        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+        import_mlflow()
         from mlflow import MlflowClient
 
-        logging.getLogger("mlflow").setLevel(logging.ERROR)
         self._client = MlflowClient(tracking_uri=uri)
         self._is_local = sqlite_path(uri) is not None
         # The first call makes the tables.
@@ -98,10 +136,10 @@ class Store:
             self._client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
 
-    def find(self, experiment: str, tags: Mapping[str, str]) -> "list[Run]":
+    def find(self, experiment: str, tags: Mapping[str, str]) -> list[StoredRun]:
         """The runs of an experiment that carry all of `tags`, oldest first."""
         conditions = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-        found: list[Run] = []
+        found: list[StoredRun] = []
         token = None
         while True:
             page = self._client.search_runs(
@@ -111,13 +149,10 @@ class Store:
                 max_results=1000,
                 page_token=token,
             )
-            found += page
+            found += [_stored(run) for run in page]
             token = page.token
             if not token:
                 return found
-
-    def get(self, run: str) -> "Run":
-        return self._client.get_run(run)
 
     def create(self, experiment: str, name: str, start_ms: int, tags: Mapping[str, str]) -> str:
         made = self._client.create_run(
@@ -191,10 +226,18 @@ class Store:
         self._client.set_experiment_tag(experiment, key, value)
 
     def _local_target(self, run: str, path: Path, folder: str | None) -> Path | None:
-        root = urlsplit(self.get(run).info.artifact_uri)
+        root = urlsplit(self._client.get_run(run).info.artifact_uri)
         if root.scheme != "file":
             return None
         return Path(unquote(root.path)) / (folder or "") / path.name
+
+
+def _stored(run: "Run") -> StoredRun:
+    info, data = run.info, run.data
+    return StoredRun(
+        str(info.run_id), info.run_name, info.status, dict(data.tags), dict(data.params),
+        tuple(data.metrics),
+    )  # fmt: skip
 
 
 def _link(path: Path, target: Path) -> bool:

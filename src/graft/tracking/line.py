@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from graft.tracking import client, places
+from graft.tracking import apart, client, places
 from graft.tracking.client import Store
 
 log = logging.getLogger("graft")
@@ -40,8 +40,9 @@ class Line:
         self._is_refused = False
         self._said: set[str] = set()
         self._late: _Job | None = None
-        self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
-        threading.Thread(target=self._work, name="mlflow", daemon=True).start()
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self._thread.start()
 
     def post(self, work: Callable[[Store], object]) -> None:
         """Have `work` done some time. If it fails, it is not repeated."""
@@ -68,6 +69,14 @@ class Line:
         self._jobs.put(job)
         job.done.wait(wait_s)
 
+    def close(self) -> None:
+        """Nothing more will be given: what was is still done, then the store's process is free.
+
+        Hardly waits for it.
+        """
+        self._jobs.put(None)
+        self._thread.join(1.0)
+
     def say(self, topic: str, text: str) -> None:
         """A warning; once a topic."""
         if topic not in self._said:
@@ -75,8 +84,7 @@ class Line:
             log.warning("%s", text)
 
     def _work(self) -> None:
-        while True:
-            job = self._jobs.get()
+        while (job := self._jobs.get()) is not None:
             try:
                 self._do(job)
             except Exception as error:
@@ -86,6 +94,8 @@ class Line:
                     time.sleep(AGAIN_S)
                     continue
             job.done.set()
+        if self._store is not None:
+            apart.give_back(self._store)
 
     def _is_worth_another(self, job: "_Job", error: Exception) -> bool:
         """An urgent job is tried twice where the server is there and stumbled (500, 429)."""
@@ -101,12 +111,14 @@ class Line:
             places.check_reachable(self.uri)
         if self._store is None:
             with places.locked(self.lock):
-                self._store = Store(self.uri)
+                self._store = apart.open_store(self.uri)
         job.work(self._store)
         self._is_away = False
         job.succeeded = True
 
     def _fail(self, error: Exception) -> None:
+        if isinstance(error, apart.Gone):
+            self._store = None  # opened anew, the next time
         why = places.describe(error, self.uri)
         place = places.mask(self.uri)
         if client.is_refusal(error):

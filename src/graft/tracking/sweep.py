@@ -22,9 +22,6 @@ log = logging.getLogger("graft")
 FILE = "tracking.json"
 OFF = "off"
 
-# How long the start of a sweep waits for MLflow.
-_OPEN_S = 4.0
-
 
 class SweepTracking:
     """A sweep in MLflow. Its calls return soon and never raise, whatever the server does."""
@@ -45,9 +42,7 @@ class SweepTracking:
         axes: Sequence[str],
         output_dir: Path,
     ) -> "SweepTracking | Off":
-        """Open a sweep's parent run: a new one, or the one it had.
-
-        Waits a few seconds at most; a slow store is opened in the background.
+        """Open a sweep's parent run, a new one or the one it had, in the background.
 
         Args:
             sweep_dir: the sweep's folder; keeps `tracking.json`, which tells the sweep from others.
@@ -85,6 +80,10 @@ class SweepTracking:
     def wait(self, wait_s: float) -> None:
         """Until all that was given so far has been tried, or the time is over."""
         self._line.wait(wait_s)
+
+    def close(self) -> None:
+        """Nothing more will come. Returns soon."""
+        self._line.close()
 
     @property
     def link(self) -> str | None:
@@ -146,7 +145,7 @@ class SweepTracking:
     ) -> None:
         parent = self.parent(store)
         runs = store.find(parent.experiment, {"sweep.id": self.info.id, "role": "run"})
-        by_key = {run.data.tags.get("run.key"): run for run in runs}
+        by_key = {run.tags.get("run.key"): run for run in runs}
         for one, record in letters:
             found = by_key.get(one.key)
             if found is not None and upload.is_complete(found, one, record):
@@ -176,6 +175,9 @@ class Off:
         return None
 
     def wait(self, wait_s: float) -> None:
+        pass
+
+    def close(self) -> None:
         pass
 
     def ui_lines(self) -> list[str]:
@@ -210,7 +212,10 @@ def sync(sweep_dir: Path, uri: str | None = None) -> str | None:
         axes=known.get("axes", asked.get("axes", [])),
         output_dir=sweep_dir.resolve().parent,
     )
-    return sweep.finish(read_runs(sweep_dir), sweep_dir / "report.html", sweep_dir / "results.csv")
+    report, results = sweep_dir / "report.html", sweep_dir / "results.csv"
+    link = sweep.finish(read_runs(sweep_dir), report, results)
+    sweep.close()
+    return link
 
 
 # --- parts ----------------------------------------------------------------------------------
@@ -243,9 +248,6 @@ def _open(
     line = Line(uri, lock, f"What it misses can be sent later: {_sync_command(folder)}")
     sweep = SweepTracking(folder, info, line, database.parent / "mlartifacts")
     line.post(sweep.parent)
-    # Importing MLflow and making its tables takes a core for seconds: beside training it would hold
-    # up every operation of the trunk. A server that is slow is not waited for.
-    line.wait(_OPEN_S)
     return sweep
 
 

@@ -9,16 +9,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from graft.record import CHECKPOINT, CONFIG, ENVIRONMENT, EPOCHS, LOG, PREDICTIONS, RUN, Record
 from graft.tracking import view
-from graft.tracking.client import Store, now_ms
+from graft.tracking.client import Store, StoredRun, now_ms
 from graft.tracking.letter import MAX_TAG, MLFLOW_STATUS, Letter, digest, shorten
 from graft.tracking.places import secret, without_secret
-
-if TYPE_CHECKING:
-    from graft.tracking.client import Run
 
 _FILES = (CONFIG, EPOCHS, PREDICTIONS, CHECKPOINT, ENVIRONMENT, RUN, LOG)
 _TEXT = (".yaml", ".json", ".log", ".html", ".csv")
@@ -58,7 +55,7 @@ def open_parent(store: Store, info: SweepInfo, artifacts: Path) -> Parent:
         return Parent(
             experiment, store.create(experiment, info.name, info.start_ms, {**tags, **note})
         )
-    run = str(found[0].info.run_id)
+    run = found[0].id
     store.log(run, tags=note)
     store.reopen(run)
     return Parent(experiment, run)
@@ -116,7 +113,7 @@ class Child:
         self.run, self.attempt = None, letter.attempt
         self.sent, self.params = set(), set()
         for found in store.find(parent.experiment, {"sweep.id": info.id, "run.key": letter.key}):
-            if found.data.tags.get("attempt") == str(letter.attempt):
+            if found.tags.get("attempt") == str(letter.attempt):
                 self._adopt(store, found, letter)
             else:
                 _set_aside(store, found)
@@ -126,38 +123,38 @@ class Child:
         else:
             store.log(self.run, tags=tags)
 
-    def _adopt(self, store: Store, found: "Run", letter: Letter) -> None:
-        self.run = str(found.info.run_id)
-        self.params = set(found.data.params)
-        self.sent = {(k, step) for k in found.data.metrics for step in store.steps(self.run, k)}
+    def _adopt(self, store: Store, found: StoredRun, letter: Letter) -> None:
+        self.run = found.id
+        self.params = set(found.params)
+        self.sent = {(k, step) for k in found.metrics for step in store.steps(self.run, k)}
         if letter.end_ms is None:
             store.reopen(self.run)
-        stale = {"reason", "mlflow.note.content"} & found.data.tags.keys()
+        stale = {"reason", "mlflow.note.content"} & found.tags.keys()
         if not letter.reason:  # it failed before, and goes on
             store.untag(self.run, sorted(stale))
         rename(store, found, letter)
 
 
-def is_complete(found: "Run | None", letter: Letter, record: Record | None) -> bool:
+def is_complete(found: StoredRun | None, letter: Letter, record: Record | None) -> bool:
     """Whether MLflow has all of a run already."""
-    if found is None or found.info.status != MLFLOW_STATUS[letter.status]:
+    if found is None or found.status != MLFLOW_STATUS[letter.status]:
         return False
-    return bool(found.data.tags.get("upload") == _digest(letter, record))
+    return bool(found.tags.get("upload") == _digest(letter, record))
 
 
-def rename(store: Store, found: "Run", letter: Letter) -> None:
+def rename(store: Store, found: StoredRun, letter: Letter) -> None:
     """Give a child its present number, if it had another."""
-    if found.info.run_name != letter.title:
-        store.rename(found.info.run_id, letter.title)
-        store.log(found.info.run_id, tags=letter.tags())
+    if found.name != letter.title:
+        store.rename(found.id, letter.title)
+        store.log(found.id, tags=letter.tags())
 
 
 def close_rest(store: Store, info: SweepInfo, parent: Parent) -> None:
     """End the children that nobody ended: their processes were killed."""
     for found in store.find(parent.experiment, {"sweep.id": info.id, "role": "run"}):
-        if found.info.status == "RUNNING":
-            store.log(found.info.run_id, tags={"status": "killed"})
-            store.end(found.info.run_id, "KILLED", now_ms())
+        if found.status == "RUNNING":
+            store.log(found.id, tags={"status": "killed"})
+            store.end(found.id, "KILLED", now_ms())
 
 
 def end_parent(
@@ -194,10 +191,10 @@ def _tags(info: SweepInfo, parent: Parent, letter: Letter) -> dict[str, str]:
     return {**letter.tags(), "sweep.id": info.id, "mlflow.parentRunId": parent.run}
 
 
-def _set_aside(store: Store, found: "Run") -> None:
-    store.log(found.info.run_id, tags={"role": "superseded"})
-    if found.info.status == "RUNNING":
-        store.end(found.info.run_id, "KILLED", now_ms())
+def _set_aside(store: Store, found: StoredRun) -> None:
+    store.log(found.id, tags={"role": "superseded"})
+    if found.status == "RUNNING":
+        store.end(found.id, "KILLED", now_ms())
 
 
 def _files_of(store: Store, run: str, record: Record, uri: str) -> Exception | None:

@@ -19,6 +19,8 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Node, Tracer
 
+from graft.trunk.lighter import lighten
+
 _log = logging.getLogger(__name__)
 
 
@@ -45,7 +47,7 @@ class Cut:
 
     def tail_of(self, module: nn.Module) -> GraphModule:
         """The tail of another network of the same architecture, of which the same trains."""
-        return GraphModule(module, self.tail.graph, "Tail")
+        return _tail(module, self.tail.graph)
 
 
 class _NoCut(Exception):
@@ -86,10 +88,15 @@ def _cut(module: nn.Module) -> Cut:
     parts.refuse_hidden_writes(crossing)
     return Cut(
         trunk=GraphModule(module, parts.trunk(crossing), "Trunk"),
-        tail=GraphModule(module, parts.tail(crossing), "Tail"),
+        tail=_tail(module, parts.tail(crossing)),
         at=", ".join(_place(node) for node in crossing),
         exits=tuple(node.name for node in crossing),
     )
+
+
+def _tail(module: nn.Module, graph: Graph) -> GraphModule:
+    lighten(module, graph)
+    return GraphModule(module, graph, "Tail")
 
 
 def _compare(found: Cut, module: nn.Module, example: torch.Tensor) -> None:

@@ -1,0 +1,81 @@
+"""The process that talks to MLflow: what becomes of it, and of what it had to do."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from graft.tracking import apart
+from graft.tracking.client import StoreError
+
+
+def test_a_store_whose_process_is_killed_is_opened_again(lab: Any, warnings_of: Any) -> None:
+    sweep = lab.open()
+    lab.begin(sweep, 0)
+    sweep.wait(30)
+    os.kill(pid_of(sweep), signal.SIGKILL)
+    records = [lab.train(sweep, number) for number in range(2)]
+    assert sweep.finish(records, None, None) is not None
+    runs = lab.seen().runs()
+    assert tuple(runs) == lab.titles[:2]
+    assert all(len(lab.seen().curve(run, "val/loss")) == 3 for run in runs.values())
+    assert "has ended" in warnings_of()[0]
+
+
+def test_what_mlflow_raises_comes_back_with_its_status(tables: Path) -> None:
+    store = apart.open_store(f"sqlite:///{tables}")
+    with pytest.raises(StoreError, match=r"Run with id=.* not found") as caught:
+        store.reopen("0" * 32)
+    assert caught.value.status == 404
+    assert store.find("0", {}) == []  # it still answers
+    apart.give_back(store)
+
+
+OPEN = """
+import sys, time
+from graft.tracking import apart
+store = apart.open_store(sys.argv[1])
+print(store.process._child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_the_process_ends_with_the_one_that_started_it(tables: Path) -> None:
+    command = [sys.executable, "-c", OPEN, f"sqlite:///{tables}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        pid = int(owner.stdout.readline())
+        assert is_there(pid)
+        owner.kill()
+    deadline = time.monotonic() + 10
+    while is_there(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_there(pid)
+
+
+def test_ctrl_c_in_the_terminal_does_not_reach_it(tables: Path) -> None:
+    command = [sys.executable, "-c", OPEN, f"sqlite:///{tables}"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as owner:
+        assert owner.stdout is not None
+        pid = int(owner.stdout.readline())
+        assert os.getpgid(pid) != os.getpgid(owner.pid)
+        owner.kill()
+
+
+def pid_of(sweep: Any) -> int:
+    return int(sweep._line._store.process._child.pid)
+
+
+def is_there(pid: int) -> bool:
+    """Whether a process lives; one that ended and was not waited for is over."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
