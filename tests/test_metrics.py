@@ -3,7 +3,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn import metrics as reference
 
-from graft.metrics import class_scores, confusion, scores
+from graft.metrics import class_scores, confusion, roc_points, scores
 from graft.record import Predictions
 
 
@@ -88,3 +88,17 @@ def test_rows_of_the_confusion_matrix_are_labels() -> None:
 def test_both_classes_have_a_probability_where_one_is_stored() -> None:
     one = _predictions(np.array([0]), np.array([0.25]), 2)
     assert class_scores(one).tolist() == [[0.75, 0.25]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_roc_points_equal_scikit_learns(seed: int) -> None:
+    one = _binary(seed)
+    wrong, right, _ = reference.roc_curve(one.labels == 1, one.scores)
+    found = roc_points(one.scores, one.labels == 1)
+    assert np.array_equal(found[0], wrong)
+    assert np.array_equal(found[1], right)
+
+
+def test_roc_points_of_equal_scores_are_a_line() -> None:
+    x, y = roc_points(np.full(4, 0.5, np.float32), np.array([True, False, False, True]))
+    assert (list(x), list(y)) == ([0, 1], [0, 1])

@@ -95,6 +95,31 @@ def _area(scores: "NDArray[np.float32]", is_member: "NDArray[np.bool_]") -> floa
     return float((ranks.sum() - members * (members + 1) / 2) / (members * others))
 
 
+def roc_points(
+    scores: "NDArray[np.float32]", is_member: "NDArray[np.bool_]"
+) -> "tuple[NDArray[np.float64], NDArray[np.float64]]":
+    """The corners of a class's ROC curve, from (0, 0) to (1, 1).
+
+    Importing scikit-learn for its `roc_curve` takes as long as all figures of a sweep.
+
+    Args:
+        scores: of N examples, members of the class and others, both there.
+        is_member: [N].
+
+    Returns:
+        The share of the others, and of the members, whose scores are at least a threshold.
+    """
+    order = np.argsort(-scores, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    right = np.cumsum(is_member[order])[ends]
+    wrong = ends + 1 - right
+    # On a straight line only its ends are corners.
+    is_corner = (np.diff(wrong, 2) != 0) | (np.diff(right, 2) != 0)
+    kept = np.concatenate([[True], is_corner, [True]]) if len(ends) > 1 else np.array([True])
+    x, y = wrong[kept] / wrong[-1], right[kept] / right[-1]
+    return np.concatenate([[0.0], x]), np.concatenate([[0.0], y])
+
+
 def class_scores(predictions: "Predictions") -> "NDArray[np.float32]":
     """The probability of each class, [N, C], also where only that of the second is stored."""
     if predictions.scores.ndim == 2:

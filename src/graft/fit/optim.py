@@ -1,7 +1,10 @@
 """Optimizer and schedule, from the configuration."""
 
+import functools
+import inspect
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +22,7 @@ def optimizer(
     """
     trained = list(parameters)
     if isinstance(config, SGD):
-        return torch.optim.SGD(
+        return _light(torch.optim.SGD)(
             trained,
             lr=config.lr,
             momentum=config.momentum,
@@ -27,8 +30,25 @@ def optimizer(
             nesterov=config.nesterov,
             fused=True,
         )
-    kind = torch.optim.Adam if isinstance(config, Adam) else torch.optim.AdamW
+    kind = _light(torch.optim.Adam if isinstance(config, Adam) else torch.optim.AdamW)
     return kind(trained, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+
+
+@functools.cache
+def _light(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+    """The same optimizer without PyTorch's compiler.
+
+    Its methods import the compiler when they are first called, only to tell it to leave them alone.
+    That takes over a second, and nothing here is compiled. Each of them is a wrapper around what
+    does the work.
+    """
+    bare: dict[str, Any] = {
+        name: inspect.unwrap(method)
+        for name, method in inspect.getmembers(kind, inspect.isfunction)
+        if hasattr(method, "__wrapped__")
+    }
+    bare["step"] = torch.no_grad()(bare.get("step", kind.step))
+    return type(kind.__name__, (kind,), bare)
 
 
 def factor(config: Constant | Cosine, epochs: int) -> Callable[[float], float]:

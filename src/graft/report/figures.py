@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graft.metrics import class_scores, confusion, one_against_rest
+from graft.metrics import class_scores, confusion, one_against_rest, roc_points
 from graft.record import Predictions, Record, write_whole
 
 if TYPE_CHECKING:
@@ -231,8 +231,6 @@ def _counts(axes: "Axes", counts: Any, shares: Any, colours: Colours) -> None:
 
 
 def _roc_figure(predictions: Predictions, colours: Colours) -> "Figure":
-    from sklearn.metrics import roc_curve
-
     figure, axes = _figure(4.2, 3.9, is_fixed=colours is PAPER)
     areas, values = one_against_rest(predictions), class_scores(predictions)
     classes = [1] if len(predictions.classes) == 2 else list(range(len(predictions.classes)))
@@ -241,7 +239,7 @@ def _roc_figure(predictions: Predictions, colours: Colours) -> "Figure":
     shown = sorted(sorted(shown, key=lambda c: float(areas[c]))[:MAX_LINES])
     axes.plot([0, 1], [0, 1], color=colours.muted, linewidth=0.8, dashes=(1, 2))
     for style, c in enumerate(shown):
-        wrong, right, _ = roc_curve(predictions.labels == c, values[:, c])
+        wrong, right = roc_points(values[:, c], predictions.labels == c)
         name = f"{_plain(predictions.classes[c], 16)}: {areas[c]:.3f}"
         axes.plot(wrong, right, color=colours.lines[style], marker=MARKERS[style], markersize=4,
                   markevery=max(1, len(wrong) // 6), linewidth=1.6, label=f" {name}")  # fmt: skip

@@ -107,7 +107,7 @@ def paired(a: Predictions, b: Predictions) -> Paired:
     binomial distribution). R. G. Newcombe, Stat. Med. 17 (22), 1998, pp. 2635-2650 (interval:
     his method 10).
     """
-    from scipy.stats import binomtest
+    from scipy.special import bdtr  # scipy.stats takes three times as long to import
 
     is_a, is_b = _right(a), _right(b)
     if not is_a or {k: v[0] for k, v in is_a.items()} != {k: v[0] for k, v in is_b.items()}:
@@ -116,7 +116,8 @@ def paired(a: Predictions, b: Predictions) -> Paired:
     both, neither = int(right.all(axis=1).sum()), int((~right).all(axis=1).sum())
     only_a, only_b = (int((right[:, i] & ~right[:, 1 - i]).sum()) for i in (0, 1))
     differing = only_a + only_b
-    p = float(binomtest(only_a, differing).pvalue) if differing else 1.0
+    # At 1/2 the binomial distribution is symmetric: both tails are alike.
+    p = 2 * float(bdtr(min(only_a, only_b), differing, 0.5)) if differing else 1.0
     low, high = difference_interval(both, only_a, only_b, neither)
     return Paired(
         both, only_a, only_b, neither, (only_a - only_b) / len(right), low, high, min(p, 1.0)

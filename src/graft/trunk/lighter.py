@@ -27,16 +27,20 @@ def lighten(module: nn.Module, graph: Graph) -> None:
         part = module.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(part, _KEEP_INPUT):
             part.inplace = False
-        keepdim = _keepdim_of_mean(node, part)
-        if keepdim is not None:
-            node.op, node.target = "call_function", mean_of_picture
-            node.args, node.kwargs = (node.args[0], keepdim), {}
+        found = _mean(node, part)
+        if found is not None:
+            node.op, node.target = "call_function", mean
+            node.args, node.kwargs = (node.args[0], *found), {}
 
 
-def mean_of_picture(x: torch.Tensor, keepdim: bool) -> torch.Tensor:
-    """[B, C, H, W] -> [B, C], or [B, C, 1, 1]: the gradient has the memory order of `x`."""
+def mean(x: torch.Tensor, dims: tuple[int, int], keepdim: bool) -> torch.Tensor:
+    """Over height and width of [B, C, H, W]: the gradient has the memory order of `x`.
+
+    `dims` are those of the mean that this one replaces; where `x` is no batch of pictures, they may
+    be others.
+    """
     if x.ndim != 4:
-        return x.mean((-2, -1), keepdim)
+        return x.mean(dims, keepdim)
     out: torch.Tensor = _Mean.apply(x, keepdim)
     return out
 
@@ -57,21 +61,24 @@ class _Mean(torch.autograd.Function):
         return share[:, :, None, None].expand(b, c, h, w), None
 
 
-def _keepdim_of_mean(node: Node, part: nn.Module | None) -> bool | None:
-    """Of a node that is a mean over height and width whether it keeps them; None of any other."""
+def _mean(node: Node, part: nn.Module | None) -> tuple[tuple[int, int], bool] | None:
+    """Axes and `keepdim` of a node that is a mean over height and width; None of any other."""
+    pooled = ((-2, -1), True)
     if isinstance(part, nn.AdaptiveAvgPool2d):
-        return True if part.output_size in (1, (1, 1), [1, 1]) else None
+        return pooled if part.output_size in _ONE else None
     if node.op == "call_function" and node.target is F.adaptive_avg_pool2d:
         size = node.args[1] if len(node.args) > 1 else node.kwargs.get("output_size")
-        return True if size in (1, (1, 1), [1, 1]) else None
+        return pooled if size in _ONE else None
     is_mean = (node.op == "call_method" and node.target == "mean") or (
         node.op == "call_function" and node.target is torch.mean
     )
     if not is_mean or set(node.kwargs) - {"dim", "keepdim"}:
         return None
-    given = dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | node.kwargs
+    given: dict[str, Any] = dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | node.kwargs
     dims, keepdim = given.get("dim"), given.get("keepdim", False)
     if not isinstance(dims, (tuple, list)) or not isinstance(keepdim, bool):
         return None
-    # Only of pictures, [B, C, H, W], are these height and width: `mean_of_picture` looks.
-    return keepdim if sorted(map(str, dims)) in (["-1", "-2"], ["2", "3"]) else None
+    return ((dims[0], dims[1]), keepdim) if set(dims) in ({2, 3}, {-2, -1}) else None
+
+
+_ONE = (1, (1, 1), [1, 1])
