@@ -40,7 +40,7 @@ OPEN = """
 import sys, time
 from graft.tracking import apart
 store = apart.open_store(sys.argv[1])
-print(store.process._child.pid, flush=True)
+print(store.process.pid, flush=True)
 time.sleep(60)
 """
 
@@ -70,7 +70,7 @@ def test_ctrl_c_in_the_terminal_does_not_reach_it(tables: Path) -> None:
 
 
 def pid_of(sweep: Any) -> int:
-    return int(sweep._line._store.process._child.pid)
+    return int(sweep._line._store.process.pid)
 
 
 def is_there(pid: int) -> bool:

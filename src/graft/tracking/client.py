@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -98,7 +99,8 @@ def import_mlflow() -> None:
     os.environ.pop("MLFLOW_RUN_ID", None)
     logging.getLogger("alembic").setLevel(logging.ERROR)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-
+    import_module("mlflow")
+    import_module("mlflow.store.tracking.sqlalchemy_store")  # MLflow leaves it for later
     logging.getLogger("mlflow").setLevel(logging.ERROR)
 
 
@@ -230,6 +232,31 @@ class Store:
         if root.scheme != "file":
             return None
         return Path(unquote(root.path)) / (folder or "") / path.name
+
+
+# --- for another process: see apart.py ------------------------------------------------------
+
+_here: list[Store] = []
+
+
+def open_here(uri: str) -> None:
+    """Open a store that stays in this process, instead of the one before."""
+    _here.clear()
+    try:
+        _here.append(Store(uri))
+    except Exception as error:
+        raise StoreError(str(error) or repr(error), http_status(error)) from error
+
+
+def call_here(name: str, *args: Any, **kwargs: Any) -> Any:
+    """Call a method of the store that was opened here."""
+    try:
+        return getattr(_here[0], name)(*args, **kwargs)
+    except Exception as error:
+        raise StoreError(str(error) or repr(error), http_status(error)) from error
+
+
+# --- parts ----------------------------------------------------------------------------------
 
 
 def _stored(run: "Run") -> StoredRun:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from graft.aside import Gone
 from graft.tracking import apart, client, places
 from graft.tracking.client import Store
 
@@ -117,7 +118,7 @@ class Line:
         job.succeeded = True
 
     def _fail(self, error: Exception) -> None:
-        if isinstance(error, apart.Gone):
+        if isinstance(error, Gone):
             self._store = None  # opened anew, the next time
         why = places.describe(error, self.uri)
         place = places.mask(self.uri)

@@ -1,0 +1,124 @@
+"""Functions of ours, called in another process: what would hold up training in this one.
+
+Python runs one thread of a process at a time. Drawing a figure, or importing MLflow, takes turns
+with the loop that tells PyTorch what to compute next; in another process it takes a spare core.
+Calls travel through a pipe, one at a time, as the function's name and its arguments. The process
+ends when the pipe does, whatever became of this one.
+"""
+
+import contextlib
+import importlib
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import IO, Any, cast
+
+
+class Gone(Exception):
+    """The other process has ended unasked."""
+
+
+class Failed(Exception):
+    """What a function raised there, in words: an exception that is neither Python's nor ours."""
+
+
+class Aside:
+    """The other process, seen from this one.
+
+    Args:
+        first: a function without arguments that it calls at once: imports, mostly.
+    """
+
+    def __init__(self, first: str = "") -> None:
+        # -P: no file that lies in the working directory is taken for a module.
+        command = [sys.executable, "-P", "-c", f"from {__name__} import _serve; _serve({first!r})"]
+        found = [path for path in sys.path if path]
+        self._child = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(found)},
+            # Ctrl-C in the terminal is for the sweep: it ends in order, with this process's help.
+            start_new_session=True,
+        )
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    def call(self, function: str, *args: Any, **kwargs: Any) -> Any:
+        """Call a function there, as "package.module:name", and wait for what it returns.
+
+        Arguments and results are pickled. One thread at a time.
+
+        Raises:
+            Gone: the process has ended.
+            Exception: what the function raised.
+        """
+        to, back = self._child.stdin, self._child.stdout
+        assert to is not None and back is not None
+        try:
+            pickle.dump((function, args, kwargs), to)
+            to.flush()
+            is_value, result = pickle.load(back)
+        except (OSError, EOFError, pickle.UnpicklingError) as error:
+            self.end()
+            raise Gone(f"the process for {function.partition(':')[0]} has ended") from error
+        if is_value:
+            return result
+        raise result
+
+    def end(self) -> None:
+        """End it now."""
+        self._child.kill()
+        with contextlib.suppress(OSError):  # what was written, and not yet sent
+            self._child.communicate()
+
+
+# --- in the other process -------------------------------------------------------------------
+
+
+def _serve(first: str) -> None:
+    """Answer calls until the pipe ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Training goes first where both want a core.
+    os.nice(10)
+    calls, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    # What anything prints must not get between the answers.
+    os.dup2(2, 1)
+    if first:
+        _find(first)()
+    while (call := _next(calls)) is not None:
+        function, args, kwargs = call
+        answer: tuple[bool, Any]
+        try:
+            answer = (True, _find(function)(*args, **kwargs))
+        except Exception as error:
+            answer = (False, _plain(error))
+        try:
+            pickle.dump(answer, answers)
+            answers.flush()
+        except OSError:
+            return
+
+
+def _find(function: str) -> Callable[..., Any]:
+    module, _, name = function.partition(":")
+    return cast(Callable[..., Any], getattr(importlib.import_module(module), name))
+
+
+def _next(calls: IO[bytes]) -> tuple[str, tuple[Any, ...], dict[str, Any]] | None:
+    try:
+        return cast(tuple[str, tuple[Any, ...], dict[str, Any]], pickle.load(calls))
+    except (EOFError, OSError):
+        return None
+
+
+def _plain(error: Exception) -> Exception:
+    """An exception that can be read without importing what raised it."""
+    if type(error).__module__.partition(".")[0] in ("builtins", "graft"):
+        return error
+    return Failed(str(error) or repr(error))
