@@ -15,7 +15,7 @@ from graft.errors import BadRequest, ConfigError, GraftError, RecordError, RunEr
 from graft.identity import NOT_RESULT, run_identity
 from graft.record import Record, read_json, read_run, read_runs, write_json
 from graft.report.__main__ import print_table, write_report
-from graft.report.figures import run_figures
+from graft.report.drawing import FOLDER, Drawing
 from graft.run import Member, Outcome
 from graft.tracking import Off, SweepTracking
 
@@ -152,9 +152,8 @@ def _title(asked: Asked, number: int) -> str:
 
 
 def _report_success(done: Record, follower: Any) -> None:
-    _draw(done)
     scores = _scores(done)
-    follower.finish(done, "completed", None, scores)
+    _drawing.add(done, functools.partial(follower.finish, done, "completed", None, scores))
     log.info(
         "  %s: best epoch %d, validation accuracy %.4f, test accuracy %.4f, %.1f s",
         done.name, done.info["best_epoch"], scores["best/val_accuracy"], scores["test/accuracy"],
@@ -172,6 +171,10 @@ def finish(folder: Path, *, is_interrupted: bool = False) -> bool:
     rows = write_report(folder)
     print_table(rows, folder)
     records = read_runs(folder)
+    for one in records:
+        if one.is_completed and not (one.path / FOLDER).exists():  # it was killed just then
+            _drawing.add(one, lambda: None)
+    _drawing.finish()
     opened = _opened.get(folder)
     print(f"report:    {folder / record.REPORT}")
     print(f"results:   {folder / record.RESULTS}")
@@ -328,6 +331,7 @@ def _beside(asked: Sequence[Asked]) -> list[RunConfig]:
     return [config for key, config in every.items() if key != own]
 
 
+_drawing = Drawing()
 _opened: dict[Path, SweepTracking | Off] = {}
 
 
@@ -380,14 +384,6 @@ def _scores(done: Record) -> dict[str, float]:
         "trainable_parameters": float(done.info["parameters"]["trainable"]),
     }
     return out
-
-
-def _draw(done: Record) -> None:
-    """Figures for the run's page in MLflow; a run is none the worse without them."""
-    try:
-        run_figures(done, done.path / "figures")
-    except Exception as error:
-        _warn_once(f"The figures of a run could not be drawn ({error}).")
 
 
 def _report_failure(asked: Asked, error: Exception, follower: Any) -> str:

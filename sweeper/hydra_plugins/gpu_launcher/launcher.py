@@ -7,6 +7,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from hydra_plugins.gpu_launcher._composed import compose_once
 from hydra_plugins.gpu_launcher._inline import InlineExecutor
 from hydra_plugins.gpu_launcher._launch import launch
 
@@ -35,6 +36,7 @@ class SlotsLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
+        compose_once(hydra_context)
         self.hydra_context = hydra_context
         self.task_function = task_function
         self.config = config
