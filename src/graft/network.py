@@ -86,4 +86,5 @@ class Network:
         found = weights.match(self.module.state_dict(), weights.read(path))
         if found.missing or found.unexpected or found.misshapen:
             raise WeightsError(f"{path} is not a checkpoint of this network: {found}")
-        self.module.load_state_dict(weights.as_float32(found.usable, path), strict=False)
+        values = weights.as_float32(found.usable, path, copy=False)  # they are copied next
+        self.module.load_state_dict(values, strict=False)

@@ -306,6 +306,7 @@ def _test(learners: Mapping[Learner, Run], fed: Supply) -> None:
         with _keeping_error(learner):
             state = learner.network.module.state_dict()
             run.writer.write_checkpoint({**state, **learner.best_state})
+            learner.best_state.clear()  # it is as large as what trains
             learner.network.restore(run.writer.path / CHECKPOINT)
     left = [learner for learner in learners if learner.error is None]
     examples = fed.examples

@@ -289,8 +289,13 @@ def match(network: "Mapping[str, torch.Tensor]", file: "Mapping[str, torch.Tenso
     )
 
 
-def as_float32(tensors: "Mapping[str, torch.Tensor]", path: Path) -> "dict[str, torch.Tensor]":
+def as_float32(
+    tensors: "Mapping[str, torch.Tensor]", path: Path, *, copy: bool = True
+) -> "dict[str, torch.Tensor]":
     """Copies of the tensors, of any floating type, as float32.
+
+    Args:
+        copy: False: the same tensors, where they are float32 already.
 
     Raises:
         WeightsError: a value is NaN or infinite.
@@ -300,9 +305,9 @@ def as_float32(tensors: "Mapping[str, torch.Tensor]", path: Path) -> "dict[str, 
     out: dict[str, torch.Tensor] = {}
     for key, tensor in tensors.items():
         if not tensor.is_floating_point():
-            out[key] = tensor.clone()
+            out[key] = tensor.clone() if copy else tensor
             continue
-        out[key] = tensor.to(torch.float32, copy=True).contiguous()
+        out[key] = tensor.to(torch.float32, copy=copy).contiguous()
         if not torch.isfinite(out[key]).all():
             raise WeightsError(f"{path}: {key} holds NaN or infinite values. Use another file.")
     return out
