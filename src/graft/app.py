@@ -48,7 +48,7 @@ def conf_dir() -> str:
 
 
 def main() -> int:
-    """The console script."""
+    """The command; see `__main__`. Returns the exit code."""
     arguments = sys.argv[1:]
     if "--version" in arguments:
         return _print_version()

@@ -13,12 +13,17 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from typing import IO, Any, cast
 
 
 class Gone(Exception):
     """The other process has ended unasked."""
+
+
+class Busy(Exception):
+    """The other process has been at something else for too long."""
 
 
 class Failed(Exception):
@@ -44,6 +49,7 @@ class Aside:
             # Ctrl-C in the terminal is for the sweep: it ends in order, with this process's help.
             start_new_session=True,
         )
+        self._lock = threading.Lock()
 
     @property
     def pid(self) -> int:
@@ -52,12 +58,28 @@ class Aside:
     def call(self, function: str, *args: Any, **kwargs: Any) -> Any:
         """Call a function there, as "package.module:name", and wait for what it returns.
 
-        Arguments and results are pickled. One thread at a time.
+        Arguments and results are pickled. Calls of several threads take turns.
 
         Raises:
             Gone: the process has ended.
             Exception: what the function raised.
         """
+        return self.call_soon(-1, function, *args, **kwargs)
+
+    def call_soon(self, patience_s: float, function: str, *args: Any, **kwargs: Any) -> Any:
+        """`call`, unless other threads' calls take longer.
+
+        Raises:
+            Busy: it was not called.
+        """
+        if not self._lock.acquire(timeout=patience_s):
+            raise Busy("the other process is busy")
+        try:
+            return self._call(function, args, kwargs)
+        finally:
+            self._lock.release()
+
+    def _call(self, function: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         to, back = self._child.stdin, self._child.stdout
         assert to is not None and back is not None
         try:
@@ -102,7 +124,10 @@ def _serve(first: str) -> None:
             pickle.dump(answer, answers)
             answers.flush()
         except OSError:
-            return
+            break
+    # Whoever reads what the sweep prints would else wait until Python has tidied up here.
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _find(function: str) -> Callable[..., Any]:

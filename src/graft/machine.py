@@ -66,6 +66,17 @@ def keep_memory() -> None:
                 libc.mallopt(option, value)
 
 
+def return_memory() -> None:
+    """Give the kernel back what `keep_memory` kept of work that is over: another kind comes next.
+
+    Takes milliseconds, and what is needed again one page fault for every 4 KB.
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "malloc_trim"):
+            libc.malloc_trim(0)
+
+
 def prepare_process(config: RunConfig) -> None:
     """One seed, one result: deterministic kernels, and no hidden loss of precision."""
     keep_memory()

@@ -153,7 +153,8 @@ def _title(asked: Asked, number: int) -> str:
 
 def _report_success(done: Record, follower: Any) -> None:
     scores = _scores(done)
-    _drawing.add(done, functools.partial(follower.finish, done, "completed", None, scores))
+    tell = functools.partial(follower.finish, done, "completed", None, scores)
+    _drawing.add(done, tell, _opened[done.path.parent].aside)
     log.info(
         "  %s: best epoch %d, validation accuracy %.4f, test accuracy %.4f, %.1f s",
         done.name, done.info["best_epoch"], scores["best/val_accuracy"], scores["test/accuracy"],
@@ -171,8 +172,9 @@ def finish(folder: Path, *, is_interrupted: bool = False) -> bool:
     rows = write_report(folder)
     print_table(rows, folder)
     records = read_runs(folder)
+    _drawing.finish()
     for one in records:
-        if one.is_completed and not (one.path / FOLDER).exists():  # it was killed just then
+        if one.is_completed and not (one.path / FOLDER).exists():  # an earlier start was killed
             _drawing.add(one, lambda: None)
     _drawing.finish()
     opened = _opened.get(folder)

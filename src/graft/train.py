@@ -193,6 +193,7 @@ def _train(runs: Sequence[Run], dataset: LoadedDataset, beside: Sequence[RunConf
             autocast=functools.partial(autocast, config.precision, device), beside=others,
         )  # fmt: skip
         log.info("  %s", fed.origin.line(_trained(network)))
+    machine.return_memory()
     try:
         for group in _groups(runs, fed, own, network):
             _train_group(group, fed, own, network if group[0] is runs[0] else None)
@@ -271,6 +272,7 @@ def _train_group(group: Sequence[Run], fed: Supply, own: Cut | None, first: Netw
             )
     for learner in learners:
         learner.release()
+    machine.return_memory()
     with _sharing(group, "test"):
         _test(learners, fed)
     for learner, run in learners.items():

@@ -31,8 +31,8 @@ def test_a_process_that_is_killed_costs_no_figure(binary: Any) -> None:
     drawing = Drawing()
     drawing.add(first, lambda: None)
     drawing._waiting.join()
-    assert drawing._process is not None
-    os.kill(drawing._process.pid, signal.SIGKILL)
+    assert drawing._own is not None
+    os.kill(drawing._own.pid, signal.SIGKILL)
     drawing.add(second, lambda: None)
     drawing._waiting.join()
     assert [found(first), found(second)] == [NAMES, NAMES]

@@ -6,8 +6,9 @@ import queue
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
-from graft.aside import Aside, Gone
+from graft.aside import Aside, Busy, Gone
 from graft.record import Record, read_run
 from graft.report.figures import run_figures
 
@@ -16,18 +17,26 @@ log = logging.getLogger("graft")
 FOLDER = "figures"
 
 
+# How long a drawing waits for a process that has other things to do.
+PATIENCE_S = 2.0
+
+
 class Drawing:
     """Draws in the order in which runs are given. What cannot be drawn costs a warning, once."""
 
     def __init__(self) -> None:
-        self._waiting: queue.Queue[tuple[Path, Callable[[], None]]] = queue.Queue()
+        self._waiting: queue.Queue[_Given] = queue.Queue()
         self._thread: threading.Thread | None = None
-        self._process: Aside | None = None
+        self._own: Aside | None = None
         self._has_warned = False
 
-    def add(self, record: Record, then: Callable[[], None]) -> None:
-        """Draw a completed run's figures into its folder, then call `then`, in another thread."""
-        self._waiting.put((record.path, then))
+    def add(self, record: Record, then: Callable[[], None], aside: Aside | None = None) -> None:
+        """Draw a completed run's figures into its folder, then call `then`, in another thread.
+
+        Args:
+            aside: a process that is there anyway; None: one for figures alone.
+        """
+        self._waiting.put(_Given(record.path, then, aside))
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="figures", daemon=True)
             self._thread.start()
@@ -37,36 +46,42 @@ class Drawing:
         """Until all is drawn; lends a hand, as nothing trains any more."""
         while True:
             try:
-                folder, then = self._waiting.get_nowait()
+                given = self._waiting.get_nowait()
             except queue.Empty:
                 break
-            self._drawn(folder, then, draw)
+            self._drawn(given, lambda given: draw(given.folder))
         self._waiting.join()
 
     def _work(self) -> None:
         while True:
-            folder, then = self._waiting.get()
-            self._drawn(folder, then, self._draw_aside)
+            self._drawn(self._waiting.get(), self._draw_aside)
 
-    def _drawn(self, folder: Path, then: Callable[[], None], by: Callable[[Path], None]) -> None:
+    def _drawn(self, given: "_Given", by: "Callable[[_Given], None]") -> None:
         try:
-            by(folder)
+            by(given)
         except Exception as error:
             if not self._has_warned:
                 self._has_warned = True
                 log.warning("The figures of a run could not be drawn (%s).", error)
         finally:
-            then()
+            given.then()
             self._waiting.task_done()
 
-    def _draw_aside(self, folder: Path) -> None:
-        if self._process is None:
-            self._process = Aside()
+    def _draw_aside(self, given: "_Given") -> None:
+        aside = given.aside
+        if aside is None:
+            aside = self._own = self._own or Aside()
         try:
-            self._process.call(f"{__name__}:draw", folder)
-        except Gone:
-            self._process = None
-            draw(folder)
+            aside.call_soon(PATIENCE_S, f"{__name__}:draw", given.folder)
+        except (Gone, Busy):
+            self._own = None
+            draw(given.folder)
+
+
+class _Given(NamedTuple):
+    folder: Path
+    then: Callable[[], None]
+    aside: Aside | None
 
 
 def draw(folder: Path) -> None:

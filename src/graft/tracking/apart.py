@@ -25,9 +25,14 @@ def open_store(uri: str) -> Store:
     return cast(Store, _Remote(process))
 
 
+def process_of(store: Store) -> Aside:
+    """Where a store is."""
+    return cast(_Remote, store).process
+
+
 def give_back(store: Store) -> None:
     """A store is needed no more; its process will open the next one."""
-    _spare.append(cast(_Remote, store).process)
+    _spare.append(process_of(store))
 
 
 def warm_up() -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from graft.aside import Gone
+from graft.aside import Aside, Gone
 from graft.tracking import apart, client, places
 from graft.tracking.client import Store
 
@@ -44,6 +44,11 @@ class Line:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
+
+    @property
+    def aside(self) -> Aside | None:
+        """The process that talks to the store, once it does."""
+        return None if self._store is None else apart.process_of(self._store)
 
     def post(self, work: Callable[[Store], object]) -> None:
         """Have `work` done some time. If it fails, it is not repeated."""

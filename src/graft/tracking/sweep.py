@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from graft.aside import Aside
 from graft.config import Tracking
 from graft.record import SWEEP, Record, read_json, read_runs, write_json
 from graft.tracking import letter, places, upload, view
@@ -80,6 +81,11 @@ class SweepTracking:
     def wait(self, wait_s: float) -> None:
         """Until all that was given so far has been tried, or the time is over."""
         self._line.wait(wait_s)
+
+    @property
+    def aside(self) -> Aside | None:
+        """The process that talks to MLflow, once it does: it has time for other things."""
+        return self._line.aside
 
     def close(self) -> None:
         """Nothing more will come. Returns soon."""
@@ -165,6 +171,7 @@ class Off:
     """`tracking.uri=off`: the same calls, nothing done."""
 
     link: str | None = None
+    aside: Aside | None = None
 
     def run(self, number: int, title: str, choices: Mapping[str, str]) -> "OffRun":
         return OffRun()
