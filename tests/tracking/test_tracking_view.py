@@ -34,7 +34,7 @@ def test_the_printed_lines_lead_to_the_four_runs_with_rates_and_accuracies(
     from playwright.sync_api import expect
 
     lab.train_all()
-    server.command, link = (s.replace("5000", str(server.port)) for s in lab.open().ui_lines())
+    server.command, link = (s.replace("5000", str(server.port)) for s in lab.opened[0].ui_lines())
     server.start()
     page.goto(link.replace("=CHART", "=TABLE"))
     for name, best in zip(lab.titles, ("0.7", "0.65", "0.9", "0.8"), strict=True):

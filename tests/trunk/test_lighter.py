@@ -58,7 +58,7 @@ def test_the_same_outputs_and_gradients(way: str, order: torch.memory_format) ->
         # another order of memory adds up in another order.
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-6)
     assert any(node.target is mean for node in graph.graph.nodes)
-    assert not light.act.inplace
+    assert light.act.inplace and not [n for n in graph.graph.nodes if n.target == "act"]
 
 
 def test_the_gradient_has_the_order_of_the_input() -> None:
@@ -72,6 +72,18 @@ def test_the_gradient_has_the_order_of_the_input() -> None:
     (plain * 2).mean((2, 3)).square().sum().backward()
     assert plain.grad is not None and x.grad is not None
     assert torch.equal(x.grad, plain.grad)
+
+
+@pytest.mark.parametrize("kind", [nn.ReLU6, nn.Hardtanh, nn.Hardswish, nn.SiLU, nn.ReLU, nn.ELU])
+def test_activations_in_place_give_the_same_out_of_place(kind: type[nn.Module]) -> None:
+    module = nn.Sequential(nn.Linear(4, 4), kind(inplace=True))
+    traced = symbolic_trace(module)
+    lighten(module, traced.graph)
+    traced.recompile()
+    x = 4 * torch.randn(64, 4)
+    assert torch.equal(traced(x), module(x))
+    is_changed = not [node for node in traced.graph.nodes if node.target == "1"]
+    assert is_changed == (kind not in (nn.ReLU, nn.ELU))
 
 
 class Others(nn.Module):

@@ -10,6 +10,7 @@ Two detours were found by profiling a fine-tuned block of EfficientNet-Lite0 on 
   gradient; one that does not keeps what is there anyway.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,20 +18,27 @@ from torch import nn
 from torch.fx import Graph, Node
 from torch.nn import functional as F
 
-# Their gradients need their inputs. ReLU's needs its output: in place it costs nothing.
-_KEEP_INPUT = (nn.ReLU6, nn.Hardtanh, nn.Hardswish, nn.SiLU, nn.ELU)
+_Call = tuple[Callable[..., torch.Tensor], dict[str, Any]]
 
 
 def lighten(module: nn.Module, graph: Graph) -> None:
-    """Change `graph`, the tail of `module`, and those of its activations that work in place."""
+    """Change `graph`, the tail of `module`, whose own modules stay what they are."""
     for node in graph.nodes:
         part = module.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(part, _KEEP_INPUT):
-            part.inplace = False
-        found = _mean(node, part)
-        if found is not None:
+        if getattr(part, "inplace", False) and (function := _out_of_place(part)) is not None:
+            node.op, (node.target, node.kwargs) = "call_function", function
+        elif (found := _mean(node, part)) is not None:
             node.op, node.target = "call_function", mean
             node.args, node.kwargs = (node.args[0], *found), {}
+
+
+def _out_of_place(part: nn.Module | None) -> _Call | None:
+    """An activation whose gradient needs its input. ReLU's needs its output, and costs nothing."""
+    if isinstance(part, nn.Hardtanh):  # ReLU6 is one
+        return F.hardtanh, {"min_val": part.min_val, "max_val": part.max_val}
+    kinds = {nn.Hardswish: F.hardswish, nn.SiLU: F.silu}
+    found = next((function for kind, function in kinds.items() if isinstance(part, kind)), None)
+    return None if found is None else (found, {})
 
 
 def mean(x: torch.Tensor, dims: tuple[int, int], keepdim: bool) -> torch.Tensor:
