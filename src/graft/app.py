@@ -106,7 +106,9 @@ def prepare(jobs: Sequence[DictConfig]) -> list[list[int]]:
             asked.append(_asked(job))
         except BadRequest as error:
             problems += [line for line in str(error).splitlines() if line not in problems]
-    command = shlex.join([Path(sys.argv[0]).name, *_as_typed])
+    name = Path(sys.argv[0]).name
+    started = ["python", "-m", "graft"] if name == "__main__.py" else [name]
+    command = shlex.join([*started, *_as_typed])
     try:
         if problems:
             raise ConfigError("\n".join(problems))

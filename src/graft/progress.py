@@ -54,12 +54,14 @@ class Progress(_Shown):
         """The rows of metrics of one epoch, by the name of the run."""
         if not rows:
             return
-        self._row = in_words(next(iter(rows.values()))) if len(rows) == 1 else _range(rows)
+        first = next(iter(rows.values()))
+        said = in_words(first) if len(rows) == 1 else _range(rows)
+        # A bar leaves little room: first what selects, and what comes after it may be cut.
+        self._row = _in_short(first) if len(rows) == 1 else said
         if self._bar is None:
-            first = next(iter(rows.values()))
             screen.info(
                 "  epoch %d/%d  %s  (%.1f s)",
-                first["epoch"], self._epochs, self._row, first["seconds"],
+                first["epoch"], self._epochs, said, first["seconds"],
             )  # fmt: skip
 
 
@@ -69,6 +71,10 @@ def in_words(row: Mapping[str, float]) -> str:
         f"train loss {row['train_loss']:.3f} acc {row['train_accuracy']:.3f}  "
         f"val loss {row['val_loss']:.3f} acc {row['val_accuracy']:.3f}"
     )
+
+
+def _in_short(row: Mapping[str, float]) -> str:
+    return f"val acc {row['val_accuracy']:.3f} train {row['train_accuracy']:.3f}"
 
 
 def _range(rows: Mapping[str, Mapping[str, float]]) -> str:
