@@ -7,7 +7,7 @@ from hydra.test_utils.launcher_common_tests import (
     LauncherTestSuite,
 )
 
-EXECUTORS = ["slots_inline"]
+EXECUTORS = ["slots_inline", "slots"]
 
 # Hydra's suites expect each job in its own working directory, the default of Hydra 1.1, which
 # they ask for by leaving `version_base` out. Hydra then says that this default has changed.

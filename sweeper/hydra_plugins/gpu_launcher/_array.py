@@ -7,11 +7,11 @@ as far as its task makes the call for all; each then takes its own outcome.
 import copy
 import operator
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, wraps
 from heapq import merge
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
@@ -19,10 +19,16 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from hydra_plugins.gpu_launcher import _job
-from hydra_plugins.gpu_launcher._function import function
 from hydra_plugins.gpu_launcher._job import Job
 
 Array = Sequence[Job]  # one or more; one alone goes through Hydra's task function
+
+
+class Together(NamedTuple):
+    """The application's function that runs several jobs, and its dotted path, for messages."""
+
+    path: str
+    call: Callable[[list[DictConfig]], Any]
 
 
 def arrange(jobs: Sequence[Job], asked: object, prepare: str) -> list[Array]:
@@ -79,14 +85,14 @@ def title(array: Array) -> str:
 
 
 def run(
-    array: Array, task: TaskFunction, together: str | None, context: HydraContext
+    array: Array, task: TaskFunction, together: Together | None, context: HydraContext
 ) -> list[JobReturn]:
     """Run an array in this process. An exception, `sys.exit` included, ends jobs of it alone.
 
     Args:
         array: the jobs.
         task: runs a job that is alone.
-        together: dotted path of the application's function that runs two jobs or more.
+        together: the application's function that runs two jobs or more.
         context: Hydra's, whose callbacks are told of each job.
 
     Returns:
@@ -105,8 +111,8 @@ def run(
 class _Call:
     """The one call for an array: made when its first outcome is asked for."""
 
-    def __init__(self, path: str, array: Array) -> None:
-        self._path = path
+    def __init__(self, together: Together, array: Array) -> None:
+        self._together = together
         self._array = array
 
     def task(self, place: int, task: TaskFunction) -> TaskFunction:
@@ -132,11 +138,11 @@ class _Call:
 
     def _values(self) -> list[Any]:
         jobs = [copy.deepcopy(job.config) for job in self._array]
-        values = function("together", self._path)(jobs)
+        values = self._together.call(jobs)
         if isinstance(values, list) and len(values) == len(jobs):
             return values
         what = f"a list of {len(values)}" if isinstance(values, list) else type(values).__name__
         raise HydraException(
-            f"hydra.launcher.together={self._path} returned {what} for {len(jobs)} jobs.\n"
+            f"hydra.launcher.together={self._together.path} returned {what} for {len(jobs)} jobs.\n"
             "It must return a list with one value or exception for each of them, in order."
         )

@@ -26,6 +26,10 @@ class _Kept:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
 
+    def __reduce__(self) -> Any:
+        """In another process: the plain loader."""
+        return copy.copy, (self._loader,)
+
     def load_sweep_config(
         self, master_config: DictConfig, sweep_overrides: Sequence[str]
     ) -> DictConfig:

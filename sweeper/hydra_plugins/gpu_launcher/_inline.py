@@ -7,7 +7,7 @@ from hydra.core.utils import JobReturn, configure_log
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from hydra_plugins.gpu_launcher._array import Array, run, title
+from hydra_plugins.gpu_launcher._array import Array, Together, run, title
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ class InlineExecutor:
         context: HydraContext,
         task: TaskFunction,
         config: DictConfig,
-        together: str | None = None,
+        together: Together | None = None,
     ) -> None:
         self._context = context
         self._task = task

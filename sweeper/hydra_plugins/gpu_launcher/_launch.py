@@ -62,7 +62,7 @@ def launch(
         context: composes the jobs.
         config: the sweep's own configuration.
         executor: runs the jobs; it has `together` too.
-        prepare, together: dotted paths of the application's functions; see `SlotsLauncher`.
+        prepare, together: dotted paths of the application's functions; see `SlotsInlineLauncher`.
         fail_fast: start nothing after the first job that failed; what is left over is failed as
             skipped.
 

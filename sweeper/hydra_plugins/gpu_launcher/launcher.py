@@ -1,19 +1,22 @@
-"""The class that Hydra builds for `hydra/launcher=slots_inline`; it keeps its settings, no more."""
+"""The classes that Hydra builds for `hydra/launcher=slots_...`; they keep settings, no more."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from hydra_plugins.gpu_launcher._array import Together
 from hydra_plugins.gpu_launcher._composed import compose_once
+from hydra_plugins.gpu_launcher._function import function
 from hydra_plugins.gpu_launcher._inline import InlineExecutor
-from hydra_plugins.gpu_launcher._launch import launch
+from hydra_plugins.gpu_launcher._launch import Executor, launch
 
 
-class SlotsLauncher(Launcher):
-    """Runs a batch of jobs; a job that fails costs itself alone.
+class SlotsInlineLauncher(Launcher):
+    """Runs a batch of jobs in this process; a job that fails costs itself alone.
 
     Args:
         prepare: dotted path of a function of the application, or None. It is called once a batch,
@@ -55,16 +58,56 @@ class SlotsLauncher(Launcher):
                 or `prepare` returned what cannot be run.
             Exception: whatever `prepare` raised.
         """
-        executor = InlineExecutor(
-            self.hydra_context, self.task_function, self.config, self.together
-        )
+        together = self.together
+        found = Together(together, function("together", together)) if together else None
         return launch(
             job_overrides,
             initial_job_idx,
             context=self.hydra_context,
             config=self.config,
-            executor=executor,
+            executor=self._executor(found),
             prepare=self.prepare,
-            together=self.together,
+            together=together,
             fail_fast=self.fail_fast,
+        )
+
+    def _executor(self, together: Together | None) -> Executor:
+        return InlineExecutor(self.hydra_context, self.task_function, self.config, together)
+
+
+class SlotsLauncher(SlotsInlineLauncher):
+    """Runs a batch of jobs in worker processes, one a slot, each with a device of its own.
+
+    Args:
+        gpus: positions among the visible GPUs, or identifiers; None: all that are visible.
+        per_gpu: how many jobs, or arrays of jobs, share a GPU.
+        cpu_slots: how many slots without a GPU, instead; None: one, where no GPU is visible.
+        timeout_s: a worker that logs nothing for so long is ended; None: never.
+        settings: those of `SlotsInlineLauncher`.
+    """
+
+    def __init__(
+        self,
+        gpus: Sequence[int | str] | None = None,
+        per_gpu: int = 1,
+        cpu_slots: int | None = None,
+        timeout_s: float | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(**settings)
+        self.gpus, self.per_gpu, self.cpu_slots = gpus, per_gpu, cpu_slots
+        self.timeout_s = timeout_s
+
+    def _executor(self, together: Together | None) -> Executor:
+        from hydra_plugins.gpu_launcher._processes import ProcessExecutor
+        from hydra_plugins.gpu_launcher._slots import slots
+
+        gpus = None if self.gpus is None else list(self.gpus)
+        return ProcessExecutor(
+            self.hydra_context,
+            self.task_function,
+            self.config,
+            together,
+            slots=slots(gpus, self.per_gpu, self.cpu_slots),
+            timeout_s=self.timeout_s,
         )
