@@ -40,7 +40,7 @@ class Aside:
     def __init__(self, first: str = "") -> None:
         # -P: no file that lies in the working directory is taken for a module.
         command = [sys.executable, "-P", "-c", f"from {__name__} import _serve; _serve({first!r})"]
-        found = [path for path in sys.path if path]
+        found = [path or os.getcwd() for path in sys.path]
         self._child = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

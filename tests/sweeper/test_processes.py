@@ -140,14 +140,13 @@ def test_a_failure_keeps_its_traceback(apart: Launch) -> None:
     assert "in deep" in "".join(error.__notes__)
 
 
-class Unreadable(Exception):
-    """Is pickled without a word, and cannot be read again."""
-
-    def __init__(self, one: str, two: str) -> None:
-        super().__init__(f"{one} and {two}")
-
-
 def test_what_cannot_travel_is_told_in_words(apart: Launch) -> None:
+    class Unreadable(Exception):
+        """Is pickled without a word, and cannot be read again."""
+
+        def __init__(self, one: str, two: str) -> None:
+            super().__init__(f"{one} and {two}")
+
     def task(cfg: Any) -> Any:
         if cfg.a == 0:
             raise Unreadable("this", "that")

@@ -79,7 +79,12 @@ class ProcessExecutor:
                         continue
                     array = worker.array
                     busy.remove(worker)
-                    idle.append(worker if worker.is_alive else _Worker(worker.slot, self._start))
+                    if worker.is_alive:
+                        idle.append(worker)
+                    else:
+                        worker.kill()  # what it had started
+                        if waiting:
+                            idle.append(_Worker(worker.slot, self._start))
                     yield array, results
         finally:
             _end(busy, idle)
@@ -91,9 +96,7 @@ class ProcessExecutor:
             heard = min(worker.heard_at for worker in busy)
             timeout = max(0.0, heard + self._timeout_s - time.monotonic())
         said = wait([worker.pipe for worker in busy], timeout)
-        if said:
-            return [worker for worker in busy if worker.pipe in said]
-        return [worker for worker in busy if worker.is_silent(self._timeout_s)]
+        return [w for w in busy if w.pipe in said or w.is_silent(self._timeout_s)]
 
 
 class _Worker:
@@ -105,7 +108,7 @@ class _Worker:
         self._array: Array = ()
         ours, theirs = socket.socketpair()
         code = f"from hydra_plugins.gpu_launcher._worker import main; main({theirs.fileno()})"
-        found = [path for path in sys.path if path]
+        found = [path or os.getcwd() for path in sys.path]
         self._process = subprocess.Popen(
             # -P: no file that lies in the working directory is taken for a module.
             [sys.executable, "-P", "-c", code],
@@ -149,8 +152,12 @@ class _Worker:
             return None
         return [cloudpickle.loads(blob) for blob in pickle.loads(message[1:])]
 
+    def dismiss(self) -> None:
+        """Nothing more will come: it ends by itself."""
+        self.pipe.close()
+
     def stop(self) -> None:
-        """Tell it to end in order."""
+        """Tell it to end what it is doing."""
         with contextlib.suppress(OSError):
             self._process.send_signal(signal.SIGTERM)
 
@@ -176,7 +183,10 @@ class _Worker:
         return [failed(job, RuntimeError(why)) for job in self._array]
 
     def _end_in_words(self) -> str:
-        code = self._process.wait()
+        try:
+            code = self._process.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            return "has closed its pipe"
         if code == -signal.SIGKILL:
             return "was killed by SIGKILL: most often, the machine had no memory left"
         if code < 0:
@@ -189,8 +199,10 @@ def _end(busy: Sequence[_Worker], idle: Sequence[_Worker]) -> None:
     try:
         for worker in busy:
             worker.stop()
+        for worker in idle:
+            worker.dismiss()
         deadline = time.monotonic() + GRACE_S
-        for worker in busy:
+        for worker in [*busy, *idle]:
             worker.wait(max(0.0, deadline - time.monotonic()))
     finally:
         for worker in [*busy, *idle]:
