@@ -58,12 +58,11 @@ def keep_memory() -> None:
     A network frees and asks for the same activations in every batch; each return costs a page
     fault for every 4 KB.
     """
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):
-            trim, top_pad, mmap = -1, -2, -3
-            for option, value in ((mmap, 1 << 30), (trim, (1 << 31) - 1), (top_pad, 1 << 28)):
-                libc.mallopt(option, value)
+    mallopt = _of_glibc("mallopt")
+    if mallopt is not None:
+        trim, top_pad, mmap = -1, -2, -3
+        for option, value in ((mmap, 1 << 30), (trim, (1 << 31) - 1), (top_pad, 1 << 28)):
+            mallopt(option, value)
 
 
 def return_memory() -> None:
@@ -71,10 +70,14 @@ def return_memory() -> None:
 
     Takes milliseconds, and what is needed again one page fault for every 4 KB.
     """
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "malloc_trim"):
-            libc.malloc_trim(0)
+    malloc_trim = _of_glibc("malloc_trim")
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
+def _of_glibc(name: str) -> Any:
+    """A function of glibc's; None where another library is in its place."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
 def prepare_process(config: RunConfig) -> None:

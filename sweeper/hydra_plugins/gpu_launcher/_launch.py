@@ -51,7 +51,7 @@ def launch(
     config: DictConfig,
     executor: Executor,
     prepare: str | None = None,
-    together: str | None = None,
+    can_run_together: bool = False,
     fail_fast: bool = False,
 ) -> list[JobReturn]:
     """Run one batch of jobs.
@@ -61,8 +61,9 @@ def launch(
         first_num: number of the first job.
         context: composes the jobs.
         config: the sweep's own configuration.
-        executor: runs the jobs; it has `together` too.
-        prepare, together: dotted paths of the application's functions; see `SlotsInlineLauncher`.
+        executor: runs the jobs.
+        prepare: dotted path of the application's function; see `SlotsInlineLauncher`.
+        can_run_together: whether `executor` has a function for arrays of two jobs or more.
         fail_fast: start nothing after the first job that failed; what is left over is failed as
             skipped.
 
@@ -70,15 +71,15 @@ def launch(
         The results in the order of `overrides`.
 
     Raises:
-        HydraException: a job cannot be composed, or `prepare` or `together` is not what it should
-            be; no job has run.
+        HydraException: a job cannot be composed, or `prepare` is not what it should be; no job has
+            run.
         Exception: what `prepare` raised; no job has run.
     """
     setup_globals()
     Path(str(config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     jobs = _compose(overrides, first_num, context, config)
-    arrays = _arrange(jobs, prepare, together)
+    arrays = _arrange(jobs, prepare, can_run_together)
     results = _run(jobs, arrays, executor, fail_fast)
     _summarize(jobs, results)
     return results
@@ -121,15 +122,13 @@ def _labels(overrides: Sequence[Sequence[str]]) -> list[str]:
     return [" ".join([o for o in own if o not in shared] or own) for own in shown]
 
 
-def _arrange(jobs: Sequence[Job], prepare: str | None, together: str | None) -> list[Array]:
-    """The jobs as arrays; whatever is wrong with the application's functions is said here."""
-    if together is not None:
-        function("together", together)
+def _arrange(jobs: Sequence[Job], prepare: str | None, can_run_together: bool) -> list[Array]:
+    """The jobs as arrays, as the application's `prepare` asks for them."""
     if prepare is None:
         return [[job] for job in jobs]
     asked = function("prepare", prepare)([job.config for job in jobs])
     arrays = arrange(jobs, asked, prepare)
-    if together is None and any(len(array) > 1 for array in arrays):
+    if not can_run_together and any(len(array) > 1 for array in arrays):
         raise HydraException(
             f"hydra.launcher.prepare={prepare} asks for jobs to be run together, but "
             "hydra.launcher.together is not set.\n"

@@ -1,4 +1,4 @@
-"""The classes that Hydra builds for `hydra/launcher=slots_...`; they keep settings, no more."""
+"""What Hydra builds for `hydra/launcher=slots` and `slots_inline`; it keeps settings, no more."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -58,16 +58,16 @@ class SlotsInlineLauncher(Launcher):
                 or `prepare` returned what cannot be run.
             Exception: whatever `prepare` raised.
         """
-        together = self.together
-        found = Together(together, function("together", together)) if together else None
+        path = self.together
+        together = Together(path, function("together", path)) if path is not None else None
         return launch(
             job_overrides,
             initial_job_idx,
             context=self.hydra_context,
             config=self.config,
-            executor=self._executor(found),
+            executor=self._executor(together),
             prepare=self.prepare,
-            together=together,
+            can_run_together=together is not None,
             fail_fast=self.fail_fast,
         )
 
