@@ -17,6 +17,7 @@ from hydra.errors import HydraException
 
 from hydra_plugins.gpu_launcher._array import Array
 from hydra_plugins.gpu_launcher._inline import InlineExecutor
+from hydra_plugins.gpu_launcher._queue import Queue
 
 Launch = Callable[..., Sequence[JobReturn]]
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,8 +53,11 @@ def test_results_come_in_the_order_asked_whatever_ends_first(
 ) -> None:
     forwards = InlineExecutor.run
 
-    def backwards(self: InlineExecutor, arrays: Sequence[Array]) -> Iterator[Any]:
-        return forwards(self, arrays[::-1])
+    def backwards(self: InlineExecutor, queue: Queue) -> Iterator[Any]:
+        waiting: list[Array] = []
+        while (array := queue.take()) is not None:
+            waiting.append(array)
+        return forwards(self, Queue(waiting[::-1]))
 
     monkeypatch.setattr(InlineExecutor, "run", backwards)
     ran: list[int] = []

@@ -125,7 +125,7 @@ def test_a_job_that_dies_costs_itself_alone(apart: Launch, capsys: Any) -> None:
     assert "sys.exit('four')" in str(values[4])
     assert [r.status == JobStatus.COMPLETED for r in found] == [True] + [False] * 4 + [True] * 3
     said = capsys.readouterr().out
-    assert "job 3 (a=3) failed: RuntimeError: its process was killed by SIGKILL" in said
+    assert "job 3 (a=3) failed: WorkerDied: its process was killed by signal 9 (SIGKILL)" in said
     assert "4 of 8 jobs failed" in said
 
 
@@ -168,7 +168,7 @@ def test_a_silent_job_is_ended_and_one_that_logs_is_not(apart: Launch) -> None:
         return cfg.a
 
     silent, talking = outcomes(apart(task, jobs(2), "hydra.launcher.timeout_s=2.5"))
-    assert "said nothing for 2.5 s" in str(silent)
+    assert "no sign of life for 2.5 s" in str(silent)
     assert talking == 1
 
 

@@ -4,12 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 from hydra.errors import HydraException
-from omegaconf import DictConfig
 
 from hydra_plugins.gpu_launcher._job import in_words
 
 
-def function(key: str, path: str) -> Callable[[list[DictConfig]], Any]:
+def function(key: str, path: str) -> Callable[..., Any]:
     """The function that the option `hydra.launcher.<key>` names.
 
     Looked up by `instantiate`, because that refuses targets which would let a configuration run
@@ -21,9 +20,7 @@ def function(key: str, path: str) -> Callable[[list[DictConfig]], Any]:
     from hydra.utils import instantiate
 
     try:
-        found: Callable[[list[DictConfig]], Any] = instantiate(
-            {"_target_": path, "_partial_": True}
-        ).func
+        found: Callable[..., Any] = instantiate({"_target_": path, "_partial_": True}).func
     except Exception as error:
         raise HydraException(
             f"hydra.launcher.{key}={path} cannot be used: {in_words(error.__cause__ or error)}\n"

@@ -1,44 +1,41 @@
 """Executor: in this process, one array after the other."""
 
-import logging
 from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from time import sleep
 
 from hydra.core.utils import JobReturn, configure_log
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
 
-from hydra_plugins.gpu_launcher._array import Array, Together, run, title
-
-log = logging.getLogger(__name__)
+from hydra_plugins.gpu_launcher import progress
+from hydra_plugins.gpu_launcher._array import Array, run
+from hydra_plugins.gpu_launcher._job import Work
+from hydra_plugins.gpu_launcher._queue import Queue
+from hydra_plugins.gpu_launcher._view import View
 
 
 class InlineExecutor:
     """See `_launch.Executor`."""
 
-    def __init__(
-        self,
-        context: HydraContext,
-        task: TaskFunction,
-        config: DictConfig,
-        together: Together | None = None,
-    ) -> None:
-        self._context = context
-        self._task = task
-        self._config = config
-        self._together = together
+    slot_names: Sequence[str] = ("this process",)
+    is_apart = False
 
-    def run(
-        self, arrays: Sequence[Array]
-    ) -> Generator[tuple[Array, Sequence[JobReturn]], None, None]:
-        first, total = 1, sum(len(array) for array in arrays)
-        for array in arrays:
-            last = first + len(array) - 1
-            count = f"{first}-{last}" if last > first else f"{first}"
-            log.info("%s of %d: %s", count, total, title(array))
-            first = last + 1
+    def started(self, work: Work, view: View, num_jobs: int) -> AbstractContextManager[None]:
+        self._work, self._view = work, view
+        return nullcontext()
+
+    def run(self, queue: Queue) -> Generator[tuple[Array, Sequence[JobReturn]], None, None]:
+        work, config = self._work, self._work.config
+        while len(queue):
+            array = queue.take()
+            if array is None:
+                sleep(queue.due_in_s())
+                continue
+            self._view.begins(array, "")
+            progress.use(self._view.teller(array))
             try:
-                results = run(array, self._task, self._together, self._context)
+                results = run(array, work)
             finally:
+                progress.use(None)
                 # The jobs turned the logging of this process to their own files.
-                configure_log(self._config.hydra.hydra_logging, self._config.hydra.verbose)
+                configure_log(config.hydra.hydra_logging, config.hydra.verbose)
             yield array, results

@@ -1,40 +1,70 @@
 """A batch of overrides in, results out, in the order asked.
 
-    compose -> prepare -> arrays -> executor -> report
+    compose -> prepare -> arrays -> queue -> executor -> report
 
 The executor is the seam: it says where and when arrays run, and nothing else. What a job is stands
-in _job.py, how an array runs in _array.py: the same for every executor.
+in _job.py, how an array runs in _array.py, what is retried in _queue.py, what is seen in _view.py:
+the same for every executor.
 """
 
 import logging
 import os
-from collections.abc import Generator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, overload
 
 from hydra.core.utils import JobReturn, configure_log, filter_overrides, setup_globals
 from hydra.errors import HydraException
-from hydra.types import HydraContext
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 
-from hydra_plugins.gpu_launcher._array import Array, arrange
+from hydra_plugins.gpu_launcher._array import Array, arrange, title
 from hydra_plugins.gpu_launcher._function import function
-from hydra_plugins.gpu_launcher._job import MAX_LINES, Job, exception, failed, in_words, log_file
+from hydra_plugins.gpu_launcher._job import (
+    MAX_LINES,
+    Job,
+    Returned,
+    Work,
+    done,
+    exception,
+    failed,
+    in_words,
+    log_file,
+)
+from hydra_plugins.gpu_launcher._queue import Failure, Queue
+from hydra_plugins.gpu_launcher._view import View, view
+from hydra_plugins.gpu_launcher.ends import Skipped
+from hydra_plugins.gpu_launcher.plan import planning
 
 log = logging.getLogger(__name__)
 
 
 class Executor(Protocol):
-    """Where jobs run: in this process, in worker processes that hold a slot, on a cluster."""
+    """Where jobs run: in this process, in worker processes that hold a slot, on a cluster.
 
-    def run(
-        self, arrays: Sequence[Array]
-    ) -> Generator[tuple[Array, Sequence[JobReturn]], None, None]:
-        """Run all arrays, each with `_array.run`, each whatever becomes of the others.
+    Attributes:
+        slot_names: places in which one array runs at a time.
+        is_apart: whether they run in other processes than this one.
+    """
 
-        Closing the generator is the order to stop: no further array is started, those that run
-        are ended, and nothing is left behind.
+    slot_names: Sequence[str]
+    is_apart: bool
+
+    def started(self, work: Work, view: View, num_jobs: int) -> AbstractContextManager[None]:
+        """Entered before the jobs are planned: workers can start meanwhile. Leaves nothing behind.
+
+        Args:
+            view: to be told what runs, and what it says.
+            num_jobs: at most so many will come.
+        """
+        ...
+
+    def run(self, queue: Queue) -> Generator[tuple[Array, Sequence[JobReturn]], None, None]:
+        """Run what the queue gives, each array with `_array.run`, whatever becomes of the others.
+
+        While a result is looked at, more may be put into the queue. Closing the generator is the
+        order to stop: no further array is started, those that run are ended.
 
         Yields:
             (array, a result for each of its jobs), once for each array, as soon as it has ended,
@@ -43,29 +73,28 @@ class Executor(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Options:
+    """What can be set of a launch: see `SlotsInlineLauncher`."""
+
+    prepare: str | None = None
+    ended: str | None = None
+    fail_fast: bool = False
+    max_retries: int = 0
+
+
 def launch(
     overrides: Sequence[Sequence[str]],
     first_num: int,
-    *,
-    context: HydraContext,
-    config: DictConfig,
+    work: Work,
     executor: Executor,
-    prepare: str | None = None,
-    can_run_together: bool = False,
-    fail_fast: bool = False,
+    options: Options,
 ) -> list[JobReturn]:
     """Run one batch of jobs.
 
     Args:
         overrides: of each job, as Hydra's sweeper gives them.
         first_num: number of the first job.
-        context: composes the jobs.
-        config: the sweep's own configuration.
-        executor: runs the jobs.
-        prepare: dotted path of the application's function; see `SlotsInlineLauncher`.
-        can_run_together: whether `executor` has a function for arrays of two jobs or more.
-        fail_fast: start nothing after the first job that failed; what is left over is failed as
-            skipped.
 
     Returns:
         The results in the order of `overrides`.
@@ -75,34 +104,55 @@ def launch(
             run.
         Exception: what `prepare` raised; no job has run.
     """
+    config = work.config
     setup_globals()
     Path(str(config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
-    jobs = _compose(overrides, first_num, context, config)
-    arrays = _arrange(jobs, prepare, can_run_together)
-    results = _run(jobs, arrays, executor, fail_fast)
+    jobs = [
+        Job(num, label, tuple(own))
+        for num, (label, own) in enumerate(
+            zip(_labels(overrides), overrides, strict=True), first_num
+        )
+    ]
+    told = _told(options)
+    num_slots = len(executor.slot_names)
+    shown = view(len(jobs), num_slots, is_apart=executor.is_apart)
+    with executor.started(work, shown, len(jobs)):
+        _check(jobs, work)
+        with planning(executor.slot_names):
+            arrays, values = _planned(jobs, work, options)
+        results = {job.num: done(job, values[job.num]) for job in jobs if job.num in values}
+        shown.skip(len(results))
+        queue = Queue(arrays, num_slots, options.max_retries)
+        with shown:
+            results |= _run(queue, work, executor, shown, told, options)
+    for job in jobs:
+        if job.num not in results:
+            results[job.num] = failed(job, Skipped("skipped: fail_fast"))
     _summarize(jobs, results)
-    return results
+    return [results[job.num] for job in jobs]
 
 
-def _compose(
-    overrides: Sequence[Sequence[str]], first_num: int, context: HydraContext, config: DictConfig
-) -> list[Job]:
-    """All jobs, or everything that is wrong with any of them."""
-    jobs, problems = [], []
-    for num, (label, own) in enumerate(zip(_labels(overrides), overrides, strict=True), first_num):
+def _labels(overrides: Sequence[Sequence[str]]) -> list[str]:
+    """For each job the overrides that not every job has; all of them if none tells it apart."""
+    shown = [filter_overrides(own) for own in overrides]
+    shared = set(shown[0]).intersection(*shown[1:]) if len(shown) > 1 else set()
+    return [" ".join([o for o in own if o not in shared] or own) for own in shown]
+
+
+# --- before any job runs --------------------------------------------------------------------
+
+
+def _check(jobs: Sequence[Job], work: Work) -> None:
+    """Every job can be composed, or everything that is wrong with any of them is said."""
+    problems = []
+    for job in jobs:
         try:
-            composed = context.config_loader.load_sweep_config(config, list(own))
+            work.composed(job)
         except Exception as error:
-            problems.append((f"job {num} ({label}): {in_words(error)}", error))
-            continue
-        with open_dict(composed):
-            composed.hydra.job.id = str(num)
-            composed.hydra.job.num = num
-        jobs.append(Job(num, label, composed))
+            problems.append((f"{job}: {in_words(error)}", error))
     if problems:
-        raise _all_of(problems, len(overrides))
-    return jobs
+        raise _all_of(problems, len(jobs))
 
 
 def _all_of(problems: Sequence[tuple[str, Exception]], num_jobs: int) -> HydraException:
@@ -115,56 +165,99 @@ def _all_of(problems: Sequence[tuple[str, Exception]], num_jobs: int) -> HydraEx
     return error
 
 
-def _labels(overrides: Sequence[Sequence[str]]) -> list[str]:
-    """For each job the overrides that not every job has; all of them if none tells it apart."""
-    shown = [filter_overrides(own) for own in overrides]
-    shared = set(shown[0]).intersection(*shown[1:]) if len(shown) > 1 else set()
-    return [" ".join([o for o in own if o not in shared] or own) for own in shown]
+class _Configs(Sequence[DictConfig]):
+    """The jobs' configurations, each composed when it is looked at: thousands take no memory."""
+
+    def __init__(self, jobs: Sequence[Job], work: Work) -> None:
+        self._jobs, self._work = jobs, work
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    @overload
+    def __getitem__(self, place: int) -> DictConfig: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[DictConfig]: ...
+    def __getitem__(self, place: int | slice) -> DictConfig | Sequence[DictConfig]:
+        if isinstance(place, slice):
+            return _Configs(self._jobs[place], self._work)
+        return self._work.composed(self._jobs[place])
+
+    def __iter__(self) -> Iterator[DictConfig]:
+        return (self._work.composed(job) for job in self._jobs)
 
 
-def _arrange(jobs: Sequence[Job], prepare: str | None, can_run_together: bool) -> list[Array]:
-    """The jobs as arrays, as the application's `prepare` asks for them."""
-    if prepare is None:
-        return [[job] for job in jobs]
-    asked = function("prepare", prepare)([job.config for job in jobs])
-    arrays = arrange(jobs, asked, prepare)
-    if not can_run_together and any(len(array) > 1 for array in arrays):
+def _planned(
+    jobs: Sequence[Job], work: Work, options: Options
+) -> tuple[list[Array], dict[int, Any]]:
+    """Arrays to run, and the values of jobs that need not be, as `prepare` asks for them."""
+    if options.prepare is None:
+        return [[job] for job in jobs], {}
+    asked = function("prepare", options.prepare)(_Configs(jobs, work))
+    arrays, values = arrange(jobs, asked, options.prepare)
+    if work.together is None and any(len(array) > 1 for array in arrays):
         raise HydraException(
-            f"hydra.launcher.prepare={prepare} asks for jobs to be run together, but "
+            f"hydra.launcher.prepare={options.prepare} asks for jobs to be run together, but "
             "hydra.launcher.together is not set.\n"
             "Give the dotted path of the function that runs several jobs."
         )
-    return arrays
+    return arrays, values
+
+
+# --- while they run -------------------------------------------------------------------------
+
+Told = Callable[[DictConfig, BaseException, int], Any]
+
+
+def _told(options: Options) -> Told | None:
+    """The application's function that hears of failures."""
+    return function("ended", options.ended) if options.ended is not None else None
 
 
 def _run(
-    jobs: Sequence[Job], arrays: Sequence[Array], executor: Executor, fail_fast: bool
-) -> list[JobReturn]:
+    queue: Queue, work: Work, executor: Executor, shown: View, told: Told | None, options: Options
+) -> dict[int, JobReturn]:
     results: dict[int, JobReturn] = {}
-    with closing(executor.run(arrays)) as ended:
+    with closing(executor.run(queue)) as ended:
         for array, own in ended:
-            results.update(zip((job.num for job in array), own, strict=True))
-            errors = [(job, exception(result)) for job, result in zip(array, own, strict=True)]
-            failures = [_report(job, error) for job, error in errors if error is not None]
+            finished, failures = queue.settle(array, own)
+            results |= {job.num: Returned(result, job, work) for job, result in finished}
+            final = sum(1 for one in failures if not one.retry)
+            if not finished and not failures:
+                log.warning("%s: %s; they go on in two arrays", title(array), exception(own[0]))
+            shown.ends(array, num_ended=len(finished), num_failed=final)
             for failure in failures:
-                log.error("%s", failure)
-            if failures and fail_fast:
+                _report(failure, work, told, options.max_retries)
+            if final and options.fail_fast:
                 break
-    for job in jobs:
-        if job.num not in results:
-            results[job.num] = failed(job, RuntimeError("skipped: fail_fast"))
-    return [results[job.num] for job in jobs]
+    return results
 
 
-def _report(job: Job, error: BaseException) -> str:
-    path = log_file(job)
+def _report(failure: Failure, work: Work, told: Told | None, max_retries: int) -> None:
+    config = _of_failed(failure.job, work)
+    path = log_file(config)
     where = f"\nLog: {os.path.relpath(path)}" if path else ""
-    return f"{job} failed: {in_words(error)}{where}"
+    again = f"; tried again ({failure.retry} of {max_retries})" if failure.retry else ""
+    log.error("%s failed%s: %s%s", failure.job, again, in_words(failure.error), where)
+    if told is None:
+        return
+    try:
+        told(config, failure.error, failure.retry)
+    except Exception:
+        log.exception("hydra.launcher.ended failed")
 
 
-def _summarize(jobs: Sequence[Job], results: Sequence[JobReturn]) -> None:
+def _of_failed(job: Job, work: Work) -> DictConfig:
+    try:
+        return work.placed(job)
+    except Exception:  # perhaps what it failed of
+        return work.composed(job)
+
+
+def _summarize(jobs: Sequence[Job], results: dict[int, JobReturn]) -> None:
     """All failures in a line: Hydra's sweeper raises the first of them, and names no other."""
-    errors = [(job, exception(result)) for job, result in zip(jobs, results, strict=True)]
+    errors = [(job, exception(results[job.num])) for job in jobs]
     failures = [f"{job}: {type(error).__name__}" for job, error in errors if error is not None]
     if failures:
-        log.error("%d of %d jobs failed: %s", len(failures), len(jobs), "; ".join(failures))
+        shown = [*failures[:20], *([f"and {len(failures) - 20} more"] if failures[20:] else [])]
+        log.error("%d of %d jobs failed: %s", len(failures), len(jobs), "; ".join(shown))

@@ -5,6 +5,7 @@ array, and ends when the pipe does: whoever started it may have been killed.
 """
 
 import contextlib
+import importlib
 import logging
 import os
 import pickle
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any
@@ -21,17 +23,34 @@ import cloudpickle
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, configure_log, setup_globals
 
-from hydra_plugins.gpu_launcher import _array
-from hydra_plugins.gpu_launcher._job import exception, failed, in_words
+from hydra_plugins.gpu_launcher import _array, progress
+from hydra_plugins.gpu_launcher._composed import compose_once
+from hydra_plugins.gpu_launcher._job import Job, Work, exception, failed, in_words
 
 # A message is one of these and a pickle.
-ALIVE, DONE = b"a", b"d"
-# Signs of life travel at most so often.
-EVERY_S = 1.0
+ALIVE, DONE, TOLD = b"a", b"d", b"t"
+# Signs of life travel at most so often, and words of one job.
+EVERY_S = 0.2
 
 
 class Untold(RuntimeError):
     """What a job raised or returned, in words: it cannot be pickled, or not be read elsewhere."""
+
+
+def start_of(work: Work, *, is_live: bool, warm_up: str | None) -> bytes:
+    """All that a process needs to run jobs. Functions of the script that was started go by value.
+
+    Must be called after the sweep's folder was named: the time in its name is kept with it.
+    """
+    blob: bytes = cloudpickle.dumps(
+        {
+            "warm_up": warm_up,
+            "is_live": is_live,
+            "work": work,
+            "singletons": Singleton.get_state(),
+        }
+    )
+    return blob
 
 
 def main(file: int) -> None:
@@ -39,25 +58,50 @@ def main(file: int) -> None:
     # The terminal's Ctrl-C is for the launcher, which passes on an order of its own.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)
-    pipe = _Pipe(Connection(file))
+    pipe = Pipe(Connection(file))
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-    start = cloudpickle.loads(pipe.receive())
-    setup_globals()
-    Singleton.set_state(start["singletons"])
-    logging.setLogRecordFactory(pipe.telling(logging.getLogRecordFactory()))
     # Told to stop, the job has had its chance to save what it has.
     with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
+        slot = cloudpickle.loads(pipe.receive())
+        start = cloudpickle.loads(pipe.receive())
+        work = begun(start, pipe, slot)
         while True:
-            configure_log(*start["logging"])
             array = cloudpickle.loads(pipe.receive())
-            results = _array.run(array, start["task"], start["together"], start["context"])
-            told = [_told(job, result) for job, result in zip(array, results, strict=True)]
-            pipe.send(DONE, pickle.dumps(told))
-    sys.exit(0)
+            pipe.send(DONE, pickle.dumps(run(array, work)))
+    _leave()
 
 
-def _told(job: Any, result: JobReturn) -> bytes:
+def begun(start: Mapping[str, Any], pipe: "Pipe", slot: str) -> Work:
+    """Make this process what the launcher's is; returns what its jobs have in common."""
+    work: Work = start["work"]
+    setup_globals()
+    Singleton.set_state(start["singletons"])
+    compose_once(work.context)
+    logging.setLogRecordFactory(pipe.telling(logging.getLogRecordFactory()))
+    progress.use(pipe.tell, is_live=start["is_live"], slot=slot)
+    if start["warm_up"] is not None:
+        _warm_up(start["warm_up"])
+    return work
+
+
+def run(array: Sequence[Job], work: Work) -> list[bytes]:
+    """Run an array; a pickled result for each of its jobs."""
+    hydra = work.config.hydra
+    configure_log(hydra.hydra_logging, hydra.verbose)
+    results = _array.run(array, work)
+    return [_told(job, result) for job, result in zip(array, results, strict=True)]
+
+
+def _warm_up(path: str) -> None:
+    """What goes wrong here will go wrong in a job again, and is then said."""
+    module, _, name = path.rpartition(".")
+    with contextlib.suppress(Exception):
+        getattr(importlib.import_module(module), name)()
+
+
+def _told(job: Job, result: JobReturn) -> bytes:
     """A result that can be read on the other side, with its traceback, which a pickle loses."""
+    result.cfg = result.hydra_cfg = None  # the launcher can compose them
     error = exception(result)
     if error is not None:
         trace = "".join(traceback.format_exception(error))
@@ -67,13 +111,19 @@ def _told(job: Any, result: JobReturn) -> bytes:
         cloudpickle.loads(blob)  # some exceptions can be written, and not read
     except Exception as problem:
         words = in_words(error) if error else f"its result cannot be pickled ({in_words(problem)})"
-        return bytes(cloudpickle.dumps(failed(job, Untold(words))))
+        untold = Untold(words)
+        untold.is_final = getattr(error, "is_final", False)  # type: ignore[attr-defined]
+        return bytes(cloudpickle.dumps(failed(job, untold)))
     return blob
 
 
-class _Pipe:
+class Pipe:
+    """This end of the pipe to the launcher."""
+
     def __init__(self, connection: Connection) -> None:
-        self._connection, self._lock, self._told_at = connection, threading.Lock(), 0.0
+        self._connection, self._lock = connection, threading.Lock()
+        self._told_at: dict[int | None, float] = {}
+        self._alive_at = 0.0
 
     def receive(self) -> bytes:
         return self._connection.recv_bytes()
@@ -81,6 +131,15 @@ class _Pipe:
     def send(self, kind: bytes, blob: bytes = b"") -> None:
         with self._lock:
             self._connection.send_bytes(kind + blob)
+
+    def tell(self, num: int | None, share: float, text: str = "") -> None:
+        """See `progress.tell`."""
+        now = time.monotonic()
+        if share < 1 and now - self._told_at.get(num, 0.0) < EVERY_S:
+            return
+        self._told_at[num] = self._alive_at = now
+        with contextlib.suppress(OSError):
+            self.send(TOLD, pickle.dumps((num, float(share), str(text))))
 
     def telling(self, factory: Any) -> Any:
         """A factory of log records by which the launcher learns that something happens.
@@ -90,8 +149,8 @@ class _Pipe:
 
         def make(*args: Any, **kwargs: Any) -> Any:
             now = time.monotonic()
-            if now - self._told_at >= EVERY_S:
-                self._told_at = now
+            if now - self._alive_at >= EVERY_S:
+                self._alive_at = now
                 with contextlib.suppress(OSError):
                     self.send(ALIVE)
             return factory(*args, **kwargs)
@@ -106,5 +165,14 @@ def _stop(number: int, frame: FrameType | None) -> None:
 def _end_with_parent(pid: int) -> None:
     """A job in the middle of its work does not look at the pipe: this thread does it for it."""
     while os.getppid() == pid:
-        time.sleep(1.0)
+        time.sleep(0.5)
     os._exit(1)
+
+
+def _leave() -> None:
+    """End at once: taking large libraries apart takes Python up to a second."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(0)

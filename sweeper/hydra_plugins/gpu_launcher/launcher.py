@@ -4,15 +4,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.utils import JobReturn
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from hydra_plugins.gpu_launcher._array import Together
 from hydra_plugins.gpu_launcher._composed import compose_once
 from hydra_plugins.gpu_launcher._function import function
 from hydra_plugins.gpu_launcher._inline import InlineExecutor
-from hydra_plugins.gpu_launcher._launch import Executor, launch
+from hydra_plugins.gpu_launcher._job import Together, Work
+from hydra_plugins.gpu_launcher._launch import Executor, Options, launch
 
 
 class SlotsInlineLauncher(Launcher):
@@ -20,21 +21,32 @@ class SlotsInlineLauncher(Launcher):
 
     Args:
         prepare: dotted path of a function of the application, or None. It is called once a batch,
-            before any job, with the list of the jobs' composed configurations (each with its
-            `hydra` node) in the order asked; what it raises ends the launch. It returns None, or
-            the arrays: for each the positions, in that list, of jobs that are to be run together.
-        together: dotted path of a function of the application that runs an array of two jobs or
-            more, or None. It is called with the list of their composed configurations, in this
-            process, and returns a list with the value of each job, or its exception.
-        fail_fast: start nothing after the first job that failed.
+            before any job, with the sequence of the jobs' composed configurations (each with its
+            `hydra` node) in the order asked; what it raises ends the launch. It returns None, a
+            `plan.Plan`, or the plan's `arrays`.
+        together: dotted path of a function of the application that runs an array of jobs in place
+            of its main function, or None. It is called with the list of their composed
+            configurations, in the process in which they run, and returns a list with the value of
+            each job, or its exception.
+        ended: dotted path of a function of the application, or None. It is called in this process
+            for each job that failed, with its configuration, the exception, and the number of the
+            retry that comes next; 0: none, it has failed for good.
+        max_retries: how often a job that failed is run again.
+        fail_fast: start nothing after the first job that failed for good.
     """
 
     def __init__(
-        self, prepare: str | None = None, together: str | None = None, fail_fast: bool = False
+        self,
+        prepare: str | None = None,
+        together: str | None = None,
+        ended: str | None = None,
+        max_retries: int = 0,
+        fail_fast: bool = False,
     ) -> None:
-        self.prepare = prepare
+        if max_retries < 0:
+            raise HydraException(f"hydra.launcher.max_retries={max_retries}: 0 or more.")
         self.together = together
-        self.fail_fast = fail_fast
+        self.options = Options(prepare, ended, fail_fast, max_retries)
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -54,25 +66,17 @@ class SlotsInlineLauncher(Launcher):
             initial_job_idx: the number of the first one.
 
         Raises:
-            HydraException: some job cannot be composed, `prepare` or `together` cannot be called,
+            HydraException: some job cannot be composed, a function that is named cannot be called,
                 or `prepare` returned what cannot be run.
             Exception: whatever `prepare` raised.
         """
         path = self.together
         together = Together(path, function("together", path)) if path is not None else None
-        return launch(
-            job_overrides,
-            initial_job_idx,
-            context=self.hydra_context,
-            config=self.config,
-            executor=self._executor(together),
-            prepare=self.prepare,
-            can_run_together=together is not None,
-            fail_fast=self.fail_fast,
-        )
+        work = Work(self.hydra_context, self.task_function, self.config, together)
+        return launch(job_overrides, initial_job_idx, work, self._executor(), self.options)
 
-    def _executor(self, together: Together | None) -> Executor:
-        return InlineExecutor(self.hydra_context, self.task_function, self.config, together)
+    def _executor(self) -> Executor:
+        return InlineExecutor()
 
 
 class SlotsLauncher(SlotsInlineLauncher):
@@ -82,7 +86,8 @@ class SlotsLauncher(SlotsInlineLauncher):
         gpus: positions among the visible GPUs, or identifiers; None: all that are visible.
         per_gpu: how many jobs, or arrays of jobs, share a GPU.
         cpu_slots: how many slots without a GPU, instead; None: one, where no GPU is visible.
-        timeout_s: a worker that logs nothing for so long is ended; None: never.
+        timeout_s: a worker that gives no sign of life for so long is ended; None: never.
+        warm_up: dotted path of a function without arguments that a worker calls first.
         settings: those of `SlotsInlineLauncher`.
     """
 
@@ -92,22 +97,19 @@ class SlotsLauncher(SlotsInlineLauncher):
         per_gpu: int = 1,
         cpu_slots: int | None = None,
         timeout_s: float | None = None,
+        warm_up: str | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
+        if timeout_s is not None and timeout_s <= 0:
+            raise HydraException(f"hydra.launcher.timeout_s={timeout_s}: more than 0, or null.")
         self.gpus, self.per_gpu, self.cpu_slots = gpus, per_gpu, cpu_slots
-        self.timeout_s = timeout_s
+        self.timeout_s, self.warm_up = timeout_s, warm_up
 
-    def _executor(self, together: Together | None) -> Executor:
+    def _executor(self) -> Executor:
         from hydra_plugins.gpu_launcher._processes import ProcessExecutor
         from hydra_plugins.gpu_launcher._slots import slots
 
         gpus = None if self.gpus is None else list(self.gpus)
-        return ProcessExecutor(
-            self.hydra_context,
-            self.task_function,
-            self.config,
-            together,
-            slots=slots(gpus, self.per_gpu, self.cpu_slots),
-            timeout_s=self.timeout_s,
-        )
+        found = slots(gpus, self.per_gpu, self.cpu_slots)
+        return ProcessExecutor(found, self.timeout_s, self.warm_up)

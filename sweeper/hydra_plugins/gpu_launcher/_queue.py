@@ -1,0 +1,125 @@
+"""Arrays that wait for a slot, and what becomes of those that failed.
+
+A job that failed is retried up to `max_retries` times. An array whose process died says nothing of
+which of its jobs was to blame: it goes on in two halves, which costs no job a retry. So one that
+kills its process each time is found in a few starts, and the others come to their ends.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hydra.core.utils import JobReturn
+
+from hydra_plugins.gpu_launcher._array import Array
+from hydra_plugins.gpu_launcher._job import Job, exception
+from hydra_plugins.gpu_launcher.ends import NoResult
+
+# How long the first retry of a job waits, the next one twice as long, and so on: what was not
+# there, a port or a device, may be there a little later.
+RETRY_S = 0.5
+LONGEST_S = 30.0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A job that failed.
+
+    Attributes:
+        retry: which retry of it comes next, counted from 1; 0: it has failed for good.
+    """
+
+    job: Job
+    error: BaseException
+    retry: int = 0
+
+
+class Queue:
+    """What is to be run; an executor takes from it until it is empty.
+
+    Args:
+        arrays: in the order in which they should be run.
+        num_slots: how many of them can run at a time. Where there are fewer arrays, the largest
+            are split, so that no slot stays idle.
+        max_retries: of each job.
+    """
+
+    def __init__(self, arrays: Sequence[Array], num_slots: int = 1, max_retries: int = 0) -> None:
+        self._waiting: list[tuple[float, Array]] = [(0.0, one) for one in _split(arrays, num_slots)]
+        self._longest_first = num_slots > 1
+        self._max_retries = max_retries
+        self._retries: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def due_in_s(self) -> float:
+        """How long until something may be taken; 0: now. There must be something."""
+        return max(0.0, min(at for at, _ in self._waiting) - time.monotonic())
+
+    def take(self) -> Array | None:
+        """The next array; None where there is none, or where it is too early for those left."""
+        now = time.monotonic()
+        due = [place for place, (at, _) in enumerate(self._waiting) if at <= now]
+        if not due:
+            return None
+        # A long one that starts last keeps the others waiting for it.
+        best = due[0]
+        if self._longest_first:
+            best = max(due, key=lambda place: len(self._waiting[place][1]))
+        return self._waiting.pop(best)[1]
+
+    def settle(
+        self, array: Array, results: Sequence[JobReturn]
+    ) -> tuple[list[tuple[Job, JobReturn]], list[Failure]]:
+        """Take note of an array that has ended; what is to be run again waits from now on.
+
+        Returns:
+            (jobs that have ended, with their results; every failure)
+        """
+        errors = [exception(result) for result in results]
+        if len(array) > 1 and all(isinstance(error, NoResult) for error in errors):
+            middle = (len(array) + 1) // 2
+            for half in (array[:middle], array[middle:]):
+                self._again(half)
+            return [], []
+        ended, failures, again = [], [], []
+        for job, result, error in zip(array, results, errors, strict=True):
+            retry = self._retry(job, error)
+            if error is not None:
+                failures.append(Failure(job, error, retry))
+            if retry:
+                again.append(job)
+            else:
+                ended.append((job, result))
+        if again:
+            self._again(again, max(self._retries[job.num] for job in again))
+        return ended, failures
+
+    def drop(self) -> None:
+        """Nothing more is to be started."""
+        self._waiting.clear()
+
+    def _retry(self, job: Job, error: BaseException | None) -> int:
+        """Which retry of a job comes next; 0: none."""
+        made = self._retries.get(job.num, 0)
+        if error is None or getattr(error, "is_final", False) or made >= self._max_retries:
+            return 0
+        self._retries[job.num] = made + 1
+        return made + 1
+
+    def _again(self, array: Array, retry: int = 0) -> None:
+        wait_s = min(RETRY_S * 2.0 ** (retry - 1), LONGEST_S) if retry else 0.0
+        self._waiting.append((time.monotonic() + wait_s, array))
+
+
+def _split(arrays: Sequence[Array], num_slots: int) -> list[Array]:
+    found = list(arrays)
+    while found and len(found) < num_slots:
+        place = max(range(len(found)), key=lambda i: len(found[i]))
+        array = found[place]
+        if len(array) == 1:
+            break
+        middle = (len(array) + 1) // 2
+        found[place : place + 1] = [array[:middle], array[middle:]]
+    return found
