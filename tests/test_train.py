@@ -1,6 +1,7 @@
 """One run, whole: repeatable, exact, frozen where it should be, honest about what went wrong."""
 
 import shutil
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from safetensors.torch import load_file
 from graft import dataset as dataset_
 from graft import metrics, train
 from graft.config import Adam, CrossEntropy, RandomCrop, RunConfig, from_dict
-from graft.errors import ConfigError, Diverged, RunError
+from graft.errors import CacheError, ConfigError, DataError, Diverged, GraftError, RunError
+from graft.fit.learner import Learner
 from graft.record import CHECKPOINT, EPOCHS, Record, read_run
 from graft.strategies import FineTune, Full, HeadOnly, Strategy
+from graft.train import Member
 
 
 def _run(config: RunConfig, folder: Path) -> Record:
@@ -181,3 +184,42 @@ def test_many_classes_have_a_score_each(
     done = _run(from_dict(tiny_values), tmp_path / "run")
     assert done.predictions.scores.shape == (16, 4)
     np.testing.assert_allclose(done.predictions.scores.sum(axis=1), 1, atol=1e-5)
+
+
+# --- out of GPU memory ------------------------------------------------------------------------
+
+
+def test_a_run_that_is_out_of_gpu_memory_says_of_what_and_leaves_the_others(
+    tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stub stands for the GPU; the tensors of what failed are free when the array has ended."""
+    held: list[weakref.ref[torch.Tensor]] = []
+    step = Learner.step
+
+    def is_full(self: Learner, activations: tuple[torch.Tensor, ...], labels: torch.Tensor) -> None:
+        if self.name != "large":
+            return step(self, activations, labels)
+        large = torch.zeros(1000)
+        held.append(weakref.ref(large))
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(Learner, "step", is_full)
+    config = train.resolve(tiny_config)
+    members = [Member(config, tmp_path / "large"), Member(config, tmp_path / "small")]
+    large, small = train.train_array(members, train.load_dataset(config))
+    assert isinstance(large, torch.OutOfMemoryError)
+    assert isinstance(small, Record) and small.is_completed
+    reason = read_run(tmp_path / "large").info["reason"]
+    assert reason == (
+        "out of GPU memory at batch_size=16, image_size=32. A smaller batch_size needs less."
+    )
+    assert held and held[0]() is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_final"),
+    [(Diverged, True), (ConfigError, True), (DataError, True), (RunError, False),
+     (GraftError, False), (CacheError, False)],
+)  # fmt: skip
+def test_errors_that_would_only_repeat_are_final(kind: type[GraftError], is_final: bool) -> None:
+    assert kind("said").is_final is is_final

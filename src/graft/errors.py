@@ -10,15 +10,22 @@ GraftError
     Diverged        its loss became NaN or infinite
   CacheError        the trunk cache cannot be used here; it costs time, never a result
     NoRoom          an entry would not fit
+
+`is_final`: whether the same request would only end the same way again. Who starts runs does not try
+those a second time; any other error may have been the machine's.
 """
 
 
 class GraftError(Exception):
     """An error whose message is written for the user: shown without a traceback."""
 
+    is_final = False
+
 
 class BadRequest(GraftError):
     """The request cannot be carried out; found before any training starts."""
+
+    is_final = True
 
 
 class ConfigError(BadRequest):
@@ -43,6 +50,8 @@ class RunError(GraftError):
 
 class Diverged(RunError):
     """A loss became NaN or infinite."""
+
+    is_final = True
 
 
 class CacheError(GraftError):

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,19 @@ def return_memory() -> None:
     malloc_trim = _of_glibc("malloc_trim")
     if malloc_trim is not None:
         malloc_trim(0)
+
+
+def return_gpu_memory(error: BaseException) -> None:
+    """After an error that was out of it: let go of what its frames hold, and of what is kept."""
+    traceback.clear_frames(error.__traceback__)
+    torch.cuda.empty_cache()
+
+
+def peak_in_words(device: str) -> str:
+    """The most GPU memory that was ever in use, as " (peak 3.1 GiB)"; empty without a GPU."""
+    if not (device.startswith("cuda") and torch.cuda.is_available()):
+        return ""
+    return f" (peak {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB)"
 
 
 def _of_glibc(name: str) -> Any:

@@ -12,7 +12,9 @@
         ├── examples.parquet     the table: id, path, label, split, group, every other column
         ├── model.safetensors    the whole network at the best epoch
         ├── environment.json     versions, device, git commit
-        └── train.log
+        ├── train.log
+        ├── resume/              checkpoints of a run that is not completed (fit/checkpoint.py)
+        └── .lock                held by the process that trains the run (lock.py)
 
 A file is written under another name in the same folder, flushed, then renamed: a reader sees a
 whole file or none. `run.json` is written last, so a run that says "completed" has everything.
@@ -21,6 +23,7 @@ whole file or none. `run.json` is written last, so a run that says "completed" h
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +46,7 @@ FORMAT = 1
 RUN, CONFIG, EPOCHS = "run.json", "config.yaml", "metrics.csv"
 PREDICTIONS, EXAMPLES = "predictions.parquet", "examples.parquet"
 CHECKPOINT, ENVIRONMENT, LOG = "model.safetensors", "environment.json", "train.log"
+RESUME, LOCK = "resume", ".lock"
 SWEEP, RESULTS, REPORT = "sweep.json", "results.csv", "report.html"
 
 # A run ends in one of these. "running" is what a killed run leaves behind.
@@ -94,6 +98,15 @@ class RunFolder:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
 
+    def remove_parts(self) -> None:
+        """Remove what an earlier start was writing when it was killed."""
+        for part in self.path.glob(".*.part"):
+            part.unlink(missing_ok=True)
+
+    def remove_checkpoints(self) -> None:
+        """What of them cannot be removed is in nobody's way."""
+        shutil.rmtree(self.path / RESUME, ignore_errors=True)
+
     def write_config(self, config: Mapping[str, Any]) -> None:
         text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
         text = without_password(text)
@@ -143,7 +156,7 @@ class Record:
 
     `info` is run.json: run, status, reason, identity, choices (key -> value as typed), classes,
     metric, best_epoch, parameters {total, trainable}, split {name: {class: count}}, notes and
-    skipped pictures of the data, timings_s.
+    skipped pictures of the data, attempts, resumed_after (epochs), timings_s.
     """
 
     path: Path

@@ -26,13 +26,14 @@ from graft.config import RunConfig, to_dict
 from graft.data.pictures import available_bytes
 from graft.dataset import LoadedDataset, load_dataset
 from graft.errors import ConfigError, GraftError, RunError
-from graft.fit.learner import Learner, autocast
+from graft.fit.checkpoint import Pace
+from graft.fit.learner import Learner, autocast, trained_tensors
 from graft.fit.loop import can_stack, evaluate, fit, predictions
 from graft.fit.losses import class_weights
 from graft.identity import digest
-from graft.progress import Progress, in_words
+from graft.progress import Progress, in_words, screen
 from graft.record import CHECKPOINT, Predictions, Record
-from graft.run import Follower, Member, Outcome, Run
+from graft.run import Follower, Member, Outcome, Run, start
 from graft.supply import Supply, supply, trunk_settings
 from graft.trunk.cut import Cut, cut
 
@@ -83,6 +84,8 @@ def num_outputs(classes: Sequence[str]) -> int:
 MAX_SIDE_BY_SIDE = 64
 # How long a run's rows of metrics may wait before they are written and sent.
 WRITE_S = 1.0
+# How long an array waits for other processes that train runs of it: they may be dying.
+LOCK_S = 15.0
 
 
 def train(
@@ -135,6 +138,9 @@ def train_array(
 ) -> list[Outcome]:
     """Train runs of equal `array_key`, each to its own record; one that fails leaves the others.
 
+    A run that was killed, or failed, goes on from its last checkpoint, and is then bit for bit (on
+    a CPU) what it would have been. One that another process trains is left to that.
+
     Args:
         dataset: theirs, from `load_dataset`.
         beside: runs of other arrays of the sweep, one each: activations that they will want of the
@@ -147,13 +153,19 @@ def train_array(
     machine.prepare_process(members[0].config)
     outcomes: dict[Path, Outcome] = {}
     with ExitStack() as stack:
-        runs = []
+        runs, until = [], time.monotonic() + LOCK_S
         for member in members:
             try:
-                runs.append(Run(member, dataset, ended, stack))
-            except OSError as error:  # its folder cannot be written: the others' may be
+                found = start(member, dataset, ended, stack, until)
+            except (OSError, RunError) as error:  # its folder alone cannot be had
                 outcomes[member.folder] = error
                 ended(member, error)
+                continue
+            if isinstance(found, Run):
+                runs.append(found)
+            else:
+                outcomes[member.folder] = found
+                ended(member, found)
         try:
             if runs:
                 _train(runs, dataset, beside)
@@ -162,6 +174,9 @@ def train_array(
                 if run.outcome is None:
                     run.fail(error)
     outcomes |= {run.member.folder: run.outcome for run in runs if run.outcome is not None}
+    for outcome in outcomes.values():
+        if isinstance(outcome, torch.OutOfMemoryError):
+            machine.return_gpu_memory(outcome)
     return [outcomes[member.folder] for member in members]
 
 
@@ -194,6 +209,8 @@ def _train(runs: Sequence[Run], dataset: LoadedDataset, beside: Sequence[RunConf
         )  # fmt: skip
         log.info("  %s", fed.origin.line(_trained(network)))
     machine.return_memory()
+    with _sharing(runs, "prepare"):
+        _find_checkpoints(runs, own, network)
     try:
         for group in _groups(runs, fed, own, network):
             _train_group(group, fed, own, network if group[0] is runs[0] else None)
@@ -222,19 +239,39 @@ def _cuts_beside(network: Network, config: RunConfig, beside: Sequence[RunConfig
     return [one for one in found if one is not None]
 
 
+def _find_checkpoints(runs: Sequence[Run], own: Cut | None, network: Network) -> None:
+    """Of earlier starts, made from the same weights by an optimizer of the same kind."""
+    config = runs[0].config
+    is_stack = own is not None and can_stack(own.tail, config)
+    of = {
+        "weights": network.source.digest,
+        # Another kind has another state of its random numbers.
+        "device": torch.device(config.device).type,
+        "optimizer": "stacked" if is_stack else "torch",
+    }
+    shapes = {name: tensor.shape for name, tensor in trained_tensors(network.module).items()}
+    for run in runs:
+        run.find_checkpoint(of, shapes)
+
+
 def _groups(
     runs: Sequence[Run], fed: Supply, own: Cut | None, network: Network
 ) -> Iterator[Sequence[Run]]:
     """Runs to train side by side: where they share something in each batch, or are one stack.
 
-    Others gain nothing by it, and would fight for the processor's cache.
+    Others gain nothing by it, and would fight for the processor's cache. Those that go on behind
+    different epochs see different batches.
     """
     can_gain = (own is not None and can_stack(own.tail, runs[0].config)) or (
         own is not None and not fed.is_complete
     )
     size = min(MAX_SIDE_BY_SIDE, _fitting(network, fed)) if can_gain else 1
-    for start in range(0, len(runs), size):
-        yield runs[start : start + size]
+    alike: dict[int, list[Run]] = {}
+    for run in runs:
+        alike.setdefault(run.epochs_done, []).append(run)
+    for group in alike.values():
+        for first in range(0, len(group), size):
+            yield group[first : first + size]
 
 
 def _fitting(network: Network, fed: Supply) -> int:
@@ -253,9 +290,11 @@ def _train_group(group: Sequence[Run], fed: Supply, own: Cut | None, first: Netw
     with _sharing(group, "prepare"):
         learners = {_learner(run, fed, own, first if run is group[0] else None): run
                     for run in group}  # fmt: skip
-    title = group[0].name if len(group) == 1 else f"{len(group)} runs side by side"
-    epochs = max(run.config.epochs for run in group)
-    with _sharing(group, "fit"), Progress(title, epochs) as bar:
+    epochs = [run.config.epochs for run in group]
+    if group[0].epochs_done:
+        who = "goes" if len(group) == 1 else f"{len(group)} runs go"
+        screen.info("  %s on after epoch %d of %d", who, group[0].epochs_done, max(epochs))
+    with _sharing(group, "fit"), Progress([run.name for run in group], epochs) as bar:
         watcher = _Watcher(learners, bar)
         fit(
             list(learners), fed.trunk, num_batches=fed.num_batches, train_batches=fed.train,
@@ -291,13 +330,16 @@ def _learner(run: Run, fed: Supply, own: Cut | None, network: Network | None) ->
         "weights": str(network.source),
         "trunk": fed.origin.to_dict(),
     }
-    return Learner(
+    learner = Learner(
         run.name, config, network, own.tail_of(network.module) if own else network.module,
         steps_per_epoch=fed.num_batches, device=device,
         class_weights=class_weights(
             config.loss, examples.labels[examples.train], len(examples.classes)
         ),
     )  # fmt: skip
+    if run.found is not None:
+        learner.restore(run.found.load())
+    return learner
 
 
 def _test(learners: Mapping[Learner, Run], fed: Supply) -> None:
@@ -372,12 +414,16 @@ class _Watcher:
     """Passes what the loop says on to the folders, the bar and tracking.
 
     An epoch on stored activations can take a few milliseconds, so rows are written and sent
-    together, at most once a second.
+    together, at most once a second; checkpoints as `Pace` says. A follower of a run that goes on is
+    told of every epoch, those before included.
     """
 
     def __init__(self, runs: Mapping[Learner, Run], bar: Progress) -> None:
         self._runs, self._bar = runs, bar
         self._sent = dict.fromkeys(runs, 0)
+        # At most: weights, two moments, and the weights of the best epoch.
+        trained = trained_tensors(next(iter(runs)).network.module).values()
+        self._pace = Pace(4 * sum(tensor.nbytes for tensor in trained) * len(runs))
         self._began = self._written_at = time.monotonic()
 
     def batch(self, epoch: int, done: int, total: int) -> None:
@@ -390,10 +436,12 @@ class _Watcher:
             self._runs[learner].log.info("  epoch %d/%d  %s", row["epoch"], of, in_words(row))
         if time.monotonic() - self._written_at >= WRITE_S:
             self.flush()
+        if self._pace.is_due:
+            self._keep([learner for learner in rows if not learner.is_done])
         for learner, run in self._runs.items():
             if learner.error is not None and run.outcome is None:
                 self.flush()
-                run.spent("fit", (time.monotonic() - self._began) / len(self._runs))
+                run.spent("fit", self._fit_s())
                 run.fail(learner.error)  # now, and not when the others have come to their end
 
     def flush(self) -> None:
@@ -405,3 +453,16 @@ class _Watcher:
                 for follower in run.member.followers:
                     follower.epochs(rows)
         self._written_at = time.monotonic()
+
+    def _keep(self, learners: Sequence[Learner]) -> None:
+        """Checkpoints of runs that have epochs left, once metrics.csv has the rows till here."""
+        if not learners:
+            return
+        self.flush()
+        with self._pace.writing():
+            for learner in learners:
+                self._runs[learner].keep(learner.state(), self._fit_s())
+
+    def _fit_s(self) -> float:
+        """Each run's share of the time till now."""
+        return (time.monotonic() - self._began) / len(self._runs)

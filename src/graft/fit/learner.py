@@ -1,7 +1,7 @@
 """One run of an array while it trains."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,8 +11,9 @@ from torch import nn
 
 from graft.config import METRICS, RunConfig
 from graft.errors import Diverged
+from graft.fit.checkpoint import State
 from graft.fit.losses import correct, loss
-from graft.fit.optim import factor, optimizer
+from graft.fit.optim import factor, moments, optimizer, set_moments
 
 
 class Network(Protocol):
@@ -48,10 +49,14 @@ class Learner:
         self.class_weights = class_weights.to(device) if class_weights is not None else None
         # Made with the first step: in a stack (see stack.py) another steps for all.
         self.optimizer: torch.optim.Optimizer | None = None
+        # What that other keeps of this run: its very tensors, by name.
+        self.row: dict[str, torch.Tensor] | None = None
+        # What an optimizer goes on with that is yet to be made.
+        self.first_moments: Mapping[str, torch.Tensor] = {}
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
         self._factor = factor(config.schedule, config.epochs)
-        self._steps_per_epoch, self._steps, self._rate = steps_per_epoch, 0, 0.0
-        self._random_state = _first_random_state(config.seed, device)
+        self._steps_per_epoch, self.steps, self._rate = steps_per_epoch, 0, 0.0
+        self.random_state = _first_random_state(config.seed, device)
         self.history: list[dict[str, float]] = []
         self.best_epoch = 0
         self.best_state: dict[str, torch.Tensor] = {}
@@ -63,10 +68,7 @@ class Learner:
     def step(self, activations: tuple[torch.Tensor, ...], labels: torch.Tensor) -> None:
         """One optimizer step on a batch: what the trunk made of it, and labels [B]."""
         if self.optimizer is None:
-            self.optimizer = optimizer(
-                self.config.optimizer,
-                (p for p in self.network.module.parameters() if p.requires_grad),
-            )
+            self.optimizer = self._new_optimizer()
         rate = self.rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -81,14 +83,14 @@ class Learner:
     def rate(self) -> float:
         """The learning rate of the step that comes next."""
         # At the middle of the step, so that a warm-up does not begin with a step of rate 0.
-        epoch = (self._steps + 0.5) / self._steps_per_epoch
+        epoch = (self.steps + 0.5) / self._steps_per_epoch
         self._rate = self.config.optimizer.lr * self._factor(epoch)
         return self._rate
 
     def count(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The loss of a step, float32 [B, outputs] against [B], counted into the epoch's sums."""
         value = self.loss(logits, labels)
-        self._steps += 1
+        self.steps += 1
         # Sums stay on the device: reading them each step would wait for it.
         self._loss_sum += value.detach() * len(labels)
         self._correct += correct(logits.detach(), labels)
@@ -133,12 +135,12 @@ class Learner:
         self.history.append(row)
         if self._is_best(row):
             self.best_epoch = int(row["epoch"])
-            self.best_state = _copy_trained(self.network.module)
+            self.best_state = copied(trained_tensors(self.network.module))
         return row
 
     def release(self) -> None:
         """Training is over: give gradients and the optimizer's state back, most of its memory."""
-        self.optimizer = None
+        self.optimizer = self.row = None
         for parameter in self.network.module.parameters():
             parameter.grad = None
 
@@ -159,7 +161,49 @@ class Learner:
         ranks = [(sign * r[metric], -r["val_loss"]) for r in self.history if metric in r]
         return len(ranks) == 1 or ranks[-1] > max(ranks[:-1])
 
+    # --- from one process to the next -----------------------------------------------------
+
+    def state(self) -> State:
+        """All that it has become by the end of an epoch: its very tensors, no copies."""
+        kept = self.row
+        if kept is None:
+            kept = moments(self.optimizer, self._parameters()) if self.optimizer else {}
+        is_best = self.best_epoch == len(self.history)
+        return State(
+            self.history, self.best_epoch, self.steps, self.scaler.state_dict(),
+            trained=trained_tensors(self.network.module), best={} if is_best else self.best_state,
+            moments=kept, random=self.random_state,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def restore(self, state: State) -> None:
+        """Become what another was, before the first step. Tensors stay where and as they are."""
+        own = trained_tensors(self.network.module)
+        for name, tensor in own.items():
+            tensor.copy_(state.trained[name])
+        self.history, self.best_epoch = list(state.history), state.best_epoch
+        self.steps, self.random_state = state.steps, state.random
+        self.first_moments = state.moments
+        if state.scaler:
+            self.scaler.load_state_dict(dict(state.scaler))
+        if state.best:
+            self.best_state = {n: t.to(self.device, copy=True) for n, t in state.best.items()}
+        elif state.best_epoch:
+            self.best_state = copied(own)
+
     # --- inside ---------------------------------------------------------------------------
+
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        """Those that train, by name."""
+        named = self.network.module.named_parameters()
+        return {name: parameter for name, parameter in named if parameter.requires_grad}
+
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        parameters = self._parameters()
+        made = optimizer(self.config.optimizer, parameters.values())
+        set_moments(made, parameters, self.first_moments)
+        self.first_moments = {}
+        return made
 
     def _reset_sums(self) -> None:
         self._loss_sum = torch.zeros((), device=self.device)
@@ -170,11 +214,11 @@ class Learner:
     def own_random_numbers(self) -> Iterator[None]:
         """What is random in here draws from the learner's own state."""
         before = _random_state(self.device)
-        _set_random_state(self._random_state, self.device)
+        _set_random_state(self.random_state, self.device)
         try:
             yield
         finally:
-            self._random_state = _random_state(self.device)
+            self.random_state = _random_state(self.device)
             _set_random_state(before, self.device)
 
 
@@ -184,7 +228,7 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
-def _copy_trained(module: nn.Module) -> dict[str, torch.Tensor]:
+def trained_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     """What training changes: parameters with a gradient, and the buffers of training modules."""
     trained = {name for name, p in module.named_parameters() if p.requires_grad}
     moving = {
@@ -194,7 +238,11 @@ def _copy_trained(module: nn.Module) -> dict[str, torch.Tensor]:
         for name, _ in part.named_buffers(recurse=False)
     }
     state = module.state_dict()
-    return {name: state[name].detach().clone() for name in state if name in trained | moving}
+    return {name: state[name].detach() for name in state if name in trained | moving}
+
+
+def copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 def _has_trained_parameters(module: nn.Module) -> bool:

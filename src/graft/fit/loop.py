@@ -49,8 +49,9 @@ def fit(
     """Train runs side by side; results are left in the learners.
 
     Args:
-        learners: runs that share data, trunk and batches. Those whose tails are small and alike
-            are trained as one (see stack.py), the others one after the other on each batch.
+        learners: runs that share data, trunk and batches, all behind the same epoch. Those whose
+            tails are small and alike are trained as one (see stack.py), the others one after the
+            other on each batch.
         trunk: what they all freeze.
         num_batches: of an epoch.
         train_batches: epoch (1-based) -> its batches.
@@ -64,7 +65,8 @@ def fit(
     together = stacks(learners) if can_stack(learners[0].tail, learners[0].config) else []
     stacked = {learner for stack in together for learner in stack.learners}
     active = list(learners)
-    for epoch in range(1, max(learner.config.epochs for learner in learners) + 1):
+    (behind,) = {len(learner.history) for learner in learners}
+    for epoch in range(behind + 1, max(learner.config.epochs for learner in learners) + 1):
         started = time.monotonic()
         for learner in active:
             learner.network.train()

@@ -3,7 +3,7 @@
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -32,6 +32,34 @@ def optimizer(
         )
     kind = _light(torch.optim.Adam if isinstance(config, Adam) else torch.optim.AdamW)
     return kind(trained, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+
+
+def moments(
+    of: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
+) -> dict[str, torch.Tensor]:
+    """What an optimizer keeps of each parameter, "<parameter>/<its own word>": its very tensors."""
+    return {
+        f"{name}/{word}": tensor
+        for name, parameter in parameters.items()
+        for word, tensor in of.state.get(parameter, {}).items()
+        if isinstance(tensor, torch.Tensor)
+    }
+
+
+def set_moments(
+    of: torch.optim.Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    values: Mapping[str, torch.Tensor],
+) -> None:
+    """Let an optimizer that has not stepped yet go on with what `moments` of another gave."""
+    for key, value in values.items():
+        name, _, word = key.rpartition("/")
+        parameter = parameters[name]
+        # Fused steps go through parameter and state in the order of memory, so the two must be
+        # laid out alike; on the disk a channels-last tensor is in its logical order.
+        own = torch.empty_like(parameter if value.shape == parameter.shape else value,
+                               device=parameter.device, requires_grad=False)  # fmt: skip
+        of.state[parameter][word] = own.copy_(value)
 
 
 @functools.cache

@@ -82,7 +82,8 @@ class Stack:
     and restores its own as if it were alone.
 
     Args:
-        learners: with tails of one shape, on the same batches, and optimizers of one kind.
+        learners: with tails of one shape, on the same batches, with optimizers of one kind, and
+            behind the same epoch.
         names: from `chain`.
     """
 
@@ -96,9 +97,11 @@ class Stack:
             if (linears := [m for m in layer.modules if isinstance(m, nn.Linear)])
         }
         parameters = [p for pair in self._weights.values() for p in pair]
-        self._optimizer = StackedOptimizer(parameters, [one.config.optimizer for one in learners])
-        for learner in learners:
-            learner.optimizer = None  # ours steps for all
+        self._optimizer = StackedOptimizer(
+            parameters, [one.config.optimizer for one in learners], learners[0].steps
+        )
+        for k, learner in enumerate(learners):
+            self._give_row(k, learner)
         # Runs with one seed and equal rates draw equal masks, once for all of them.
         rates = [tuple(m.p for m in self._dropouts(k)) for k in range(len(learners))]
         self._streams = [
@@ -121,6 +124,18 @@ class Stack:
         self._optimizer.step(rates)
 
     # --- inside ---------------------------------------------------------------------------
+
+    def _give_row(self, k: int, learner: Learner) -> None:
+        """Its share of our optimizer, which steps for all; with what it brings from before."""
+        names = [f"{name}.{kind}" for name in self._weights for kind in ("weight", "bias")]
+        row = {
+            f"{name}/{word}": moment[k]
+            for word, moments in self._optimizer.moments.items()
+            for name, moment in zip(names, moments, strict=True)
+        }
+        for key, value in learner.first_moments.items():
+            row[key].copy_(value)
+        learner.optimizer, learner.row, learner.first_moments = None, row, {}
 
     def _dropouts(self, k: int) -> list[nn.Dropout]:
         return [m for layer in self._layers if isinstance(m := layer.modules[k], nn.Dropout)]
@@ -145,12 +160,16 @@ class Stack:
     def _dropped(self, x: torch.Tensor, number: int) -> torch.Tensor:
         """Every run's own dropout, from its own random numbers."""
         masks: dict[tuple[float, ...], torch.Tensor] = {}
+        drawn: dict[tuple[float, ...], Learner] = {}
         shape = x.shape[-2:]
         for k, (learner, stream) in enumerate(zip(self.learners, self._streams, strict=True)):
             if stream not in masks:
                 with learner.own_random_numbers():
                     ones = torch.ones(shape, dtype=x.dtype, device=x.device)
                     masks[stream] = F.dropout(ones, self._dropouts(k)[number].p)
+                drawn[stream] = learner
+            # As if it had drawn them itself: it may go on in other company.
+            learner.random_state = drawn[stream].random_state
         if len(masks) == 1:
             return x * next(iter(masks.values()))
         every = [masks[stream] for stream in self._streams]
@@ -165,20 +184,28 @@ class StackedOptimizer:
     Args:
         parameters: [K + 1, ...] each.
         configs: [K], all of one class; momentum and nesterov equal.
+        steps: that it has made, in an earlier process.
+
+    Attributes:
+        moments: what it keeps of the parameters, in their order, [K + 1, ...] each; by name.
     """
 
     BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # torch's own
 
     def __init__(
-        self, parameters: Sequence[torch.Tensor], configs: Sequence[Adam | AdamW | SGD]
+        self,
+        parameters: Sequence[torch.Tensor],
+        configs: Sequence[Adam | AdamW | SGD],
+        steps: int = 0,
     ) -> None:
         self.parameters, self.config = list(parameters), configs[0]
         self._decay = self._row([c.weight_decay for c in configs])
         self._is_decaying = any(c.weight_decay for c in configs)
         self._rates: Sequence[float] = ()
-        self._first = [torch.zeros_like(p) for p in parameters]
-        self._second = [torch.zeros_like(p) for p in parameters]
-        self._steps = 0
+        self._first = [torch.zeros_like(p, requires_grad=False) for p in parameters]
+        self._second = [torch.zeros_like(p, requires_grad=False) for p in parameters]
+        self.moments = {"first": self._first, "second": self._second}
+        self._steps = steps
 
     @torch.no_grad()
     def step(self, rates: Sequence[float]) -> None:
