@@ -142,4 +142,4 @@ def test_the_launcher_is_found(installed: Path, tmp_path: Path) -> None:
     code = "from hydra.core.plugins import Plugins; print(Plugins.instance().discover())"
     assert "SlotsInlineLauncher" in _run(installed / "python", "-c", code, cwd=tmp_path)
     chosen = _run(installed / "graft", "--cfg", "hydra", "-p", "hydra.launcher", cwd=tmp_path)
-    assert "hydra_plugins.gpu_launcher.launcher.SlotsInlineLauncher" in chosen
+    assert "hydra_plugins.gpu_launcher.launcher.SlotsLauncher" in chosen

@@ -432,3 +432,22 @@ def test_two_processes_that_want_the_same_at_once_both_have_it(
     one, other = (read_run(folder) for folder in folders)
     assert_equal(one, other)
     assert {source(one), source(other)} <= {"built", "reused"} and len(entries(cache)) == 1
+
+
+def test_several_who_want_the_same_each_compute_another_view(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from graft.supply.stored import _free_first
+    from graft.trunk.fill import Wanted
+    from graft.trunk.rows import RowFormat
+    from graft.trunk.store import Store
+
+    store = Store(tmp_path / "activations", None)
+    format = RowFormat.of((torch.zeros(2, 4),), "float32", 2)
+    keys = {view: f"{number}" * 32 for number, view in enumerate(("plain", "flipped"), start=1)}
+    every = {view: [Wanted(key, {}, ("out",), format)] for view, key in keys.items()}
+    assert [view for view, _ in _free_first(store, every)] == ["plain", "flipped"]
+    with store.fill(keys["plain"], {}, 4, format.row_bytes):
+        assert store.is_being_filled(keys["plain"])
+        assert [view for view, _ in _free_first(store, every)] == ["flipped", "plain"]
+    assert not store.is_being_filled(keys["plain"])

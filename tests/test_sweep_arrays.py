@@ -120,13 +120,8 @@ def test_a_third_rate_trains_the_new_runs_alone_and_computes_nothing_again(
     extended: tuple[Home, Done, dict[Path, int]],
 ) -> None:
     home, done, _ = extended
-    assert "6 runs in 2 arrays" in done.stderr
-    finished = [line for line in done.stderr.splitlines() if "finished already" in line]
-    assert finished == [
-        f"{home.name(strategy, rate)} is finished already: not trained again."
-        for strategy in ("head_only", "fine_tune")
-        for rate in (0.01, 0.001)
-    ]
+    assert "4 of 6 runs are finished already." in done.stderr
+    assert "2 runs in 2 arrays" in done.stderr
     told = [line for line in done.stderr.splitlines() if "trunk: up to" in line]
     assert len(told) == 2 and all("reused" in line for line in told)
     assert len(results(home.sweep)) == 6

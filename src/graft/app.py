@@ -2,8 +2,10 @@
 
     graft -m strategy=head_only,fine_tune optimizer.lr=1e-3,1e-4
       main      names the sweep after what was typed, hands over to Hydra, sets the exit code
-      prepare   called by the launcher once, with every job's configuration, before any job runs
-      _job      one job: its configuration becomes a RunConfig and is trained
+      prepare          called by our launcher with every job's configuration, before any job runs
+      train_together   called by it in a worker, with an array of jobs
+      ended            called by it for each job that failed, however
+      _job             one job by itself: a single run, or a launcher that is not ours
 
 Exit codes: 0 every run completed; 1 some did not; 2 the request cannot be carried out (said before
 any training); 130 after Ctrl-C; 143 after SIGTERM.
@@ -11,6 +13,7 @@ any training); 130 after Ctrl-C; 143 after SIGTERM.
 
 import contextlib
 import logging
+import math
 import os
 import re
 import shlex
@@ -25,12 +28,16 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from graft import naming, tracking
+from graft import progress as shown
 from graft.config import RunConfig, from_dict, keys, nearest
 from graft.errors import BadRequest, ConfigError, GraftError
+from hydra_plugins.gpu_launcher import progress
+from hydra_plugins.gpu_launcher.plan import Plan, slot_names
 
 if TYPE_CHECKING:
     from graft import sweep
@@ -49,6 +56,8 @@ def conf_dir() -> str:
 
 def main() -> int:
     """The command; see `__main__`. Returns the exit code."""
+    global _is_main
+    _is_main = True
     arguments = sys.argv[1:]
     if "--version" in arguments:
         return _print_version()
@@ -84,52 +93,99 @@ def _hydra_main(cfg: DictConfig) -> float:
     return _job(cfg)
 
 
-def prepare(jobs: Sequence[DictConfig]) -> list[list[int]]:
+def prepare(jobs: Sequence[DictConfig]) -> Plan:
     """Check every job of a sweep and open its folder, before the first one runs.
+
+    Called by the launcher, in the process that was started.
 
     Args:
         jobs: the jobs' composed configurations, Hydra's own node included.
 
     Returns:
-        The jobs' positions in arrays, each to be trained by one call of `train_together`.
+        The jobs in arrays, each to be trained by one call of `train_together`, and the values of
+        those that are finished already.
 
     Raises:
         BadRequest: everything that can be known to be wrong, of all jobs.
     """
-    if any(job.tracking.uri != "off" for job in jobs):
+    prepared = _begin(jobs, is_alone=True)
+    return Plan(prepared.arrays, prepared.done)
+
+
+def _begin(jobs: Sequence[DictConfig], *, is_alone: bool) -> "sweep.Prepared":
+    global _driver
+    if any(job.tracking.uri != "off" and not job.sweep.dry_run for job in jobs):
         tracking.warm_up()
     from graft import sweep
 
-    asked, problems = [], []
+    names, asked, problems = [], [], []
     for job in jobs:
+        names.append(_run_name(job))
         try:
             asked.append(_asked(job))
         except BadRequest as error:
             problems += [line for line in str(error).splitlines() if line not in problems]
-    name = Path(sys.argv[0]).name
-    started = ["python", "-m", "graft"] if name == "__main__.py" else [name]
-    command = shlex.join([*started, *_as_typed])
     try:
         if problems:
             raise ConfigError("\n".join(problems))
-        folder = sweep.prepare(asked, command=command)
+        if asked[0].config.sweep.dry_run:
+            return _shown(asked, jobs[0], names)
+        _driver, prepared = sweep.prepare(
+            asked, command=_command(), driver=_driver, is_alone=is_alone
+        )
     except BadRequest:
-        _remove_traces(jobs)
+        _remove_traces(jobs[0], names)
         raise
-    _prepared.append(folder)
-    _known.update(one.name for one in asked)
-    return sweep.arrays(asked)
+    return prepared
+
+
+def _shown(
+    asked: "Sequence[sweep.Asked]", job: DictConfig, names: Sequence[str]
+) -> "sweep.Prepared":
+    """A dry run: every run counts as done."""
+    from graft.sweep import Prepared, dry
+
+    dry.show(asked, slot_names() or ["this process"])
+    _remove_traces(job, names)
+    return Prepared((), dict.fromkeys(range(len(asked)), math.nan))
+
+
+def _command() -> str:
+    """What was typed, so that it can be typed again."""
+    name = Path(sys.argv[0]).name
+    started = ["python", "-m", "graft"] if name == "__main__.py" else [name]
+    return shlex.join([*started, *_as_typed])
+
+
+def warm_up() -> None:
+    """What a worker imports while the sweep is being planned: called by the launcher there."""
+    from graft import sweep
+
+    assert sweep
 
 
 def train_together(jobs: Sequence[DictConfig]) -> list[float | Exception]:
-    """Train the jobs of one array, prepared before: called by the launcher.
+    """Train the jobs of one array, prepared before: called by the launcher, where they run.
 
     Returns:
         Of each the metric that selects, at its best epoch, or what ended it.
     """
     from graft import sweep
 
-    return sweep.run_array([_asked(job) for job in jobs])
+    # A single run has no number.
+    numbers = {_run_name(job): OmegaConf.select(job, "hydra.job.num") for job in jobs}
+
+    def told(name: str | None, share: float, text: str) -> None:
+        progress.tell(None if name is None else numbers.get(name), share, text)
+
+    with shown.by(told, is_live=progress.is_live()):
+        return sweep.run_array([_asked(job) for job in jobs], slot=progress.slot())
+
+
+def ended(job: DictConfig, error: Exception, retry: int) -> None:
+    """A job has failed; `retry` says which try comes next, 0: none. Called by the launcher."""
+    if _driver is not None:
+        _driver.failed(_asked(job), error, is_final=not retry)
 
 
 def _asked(job: DictConfig) -> "sweep.Asked":
@@ -138,20 +194,20 @@ def _asked(job: DictConfig) -> "sweep.Asked":
     return sweep.Asked(_run_name(job), _choices(job), typed(job))
 
 
-def _remove_traces(jobs: Sequence[DictConfig]) -> None:
+def _remove_traces(job: DictConfig, names: Sequence[str]) -> None:
     """Remove what Hydra has made for a sweep that will not start: empty folders and its own files.
 
     A folder that holds anything else is left as it is.
     """
-    for job in jobs:
-        folder = Path(job.output_dir, job.sweep.name)
-        log_file = folder / _run_name(job) / "train.log"
-        for made in (log_file, folder / "multirun.yaml"):
-            if made.is_file() and list(made.parent.iterdir()) == [made]:
-                made.unlink()
-        for empty in (log_file.parent, folder, folder.parent):
-            with contextlib.suppress(OSError):
-                empty.rmdir()
+    folder = Path(job.output_dir, job.sweep.name)
+    made = [folder / name / "train.log" for name in names]
+    for file in (*made, folder / "multirun.yaml", folder / ".lock"):
+        with contextlib.suppress(OSError):
+            if list(file.parent.iterdir()) == [file]:
+                file.unlink()
+    for empty in (*(file.parent for file in made), folder, folder.parent):
+        with contextlib.suppress(OSError):
+            empty.rmdir()
 
 
 def typed(cfg: DictConfig) -> RunConfig:
@@ -172,20 +228,30 @@ def _job(cfg: DictConfig) -> float:
     merged = cfg.copy()
     with open_dict(merged):
         merged.hydra = cast(Any, whole).hydra
-    name = _run_name(merged)
-    if name not in _known:  # a single run, or a launcher other than ours
-        prepare([merged])
-    (outcome,) = train_together([merged])
-    if isinstance(outcome, Exception):
-        raise outcome
-    return outcome
+    # A single run, or a launcher other than ours.
+    prepared = _begin([merged], is_alone=False)
+    if merged.sweep.dry_run:
+        return prepared.done[0]
+    try:
+        (outcome,) = train_together([merged])
+        if isinstance(outcome, Exception):
+            ended(merged, outcome, 0)
+            log.error("  %s", outcome)
+            raise outcome
+        return outcome
+    finally:
+        if not _is_main and _driver is not None:
+            _driver.leave()
 
 
 # --- names ----------------------------------------------------------------------------------
 
 _as_typed: list[str] = []
-_prepared: list[Path] = []
-_known: set[str] = set()
+# Of the sweep that this process drives; in a worker there is none.
+_driver: "sweep.Driver | None" = None
+# Whether `main` will finish the sweep; a job that another launcher runs elsewhere is on its own.
+_is_main = False
+_multirun: DictConfig | None = None
 
 
 def _with_names(arguments: Sequence[str]) -> list[str]:
@@ -282,14 +348,36 @@ def _on_sigterm(number: int, frame: FrameType | None) -> None:
     raise _Terminated(number)
 
 
+class Remember(Callback):
+    """Remembers what the multirun is called: launchers of others start the jobs elsewhere."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        global _multirun
+        _multirun = config
+
+
 def _finish(code: int) -> int:
     """Table, report and MLflow for whatever the sweep has; the exit code."""
-    if not _prepared:
+    driver = _driver or _of_multirun(code)
+    if driver is None:
         return code
-    from graft import sweep
-
-    is_complete = sweep.finish(_prepared[-1], is_interrupted=code >= 128)
+    is_complete = driver.finish(is_interrupted=code >= 128)
     return code or int(not is_complete)
+
+
+def _of_multirun(code: int) -> "sweep.Driver | None":
+    """The driver that ends a sweep whose jobs ran elsewhere, each with a driver of its own."""
+    if _multirun is None or _multirun.sweep.dry_run or code == 2:
+        return None
+    folder = Path(_multirun.output_dir, _multirun.sweep.name).absolute()
+    if not (folder / "sweep.json").is_file():
+        return None
+    from graft.sweep import Driver
+
+    driver = Driver(folder, is_alone=False)
+    with contextlib.suppress(BadRequest):  # what is swept may have no value here
+        driver.resume(typed(_multirun))
+    return driver
 
 
 def _explain(error: Exception) -> int:

@@ -221,10 +221,19 @@ class Tracking:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """`axes` are the keys that differ between the runs: they name the runs' folders."""
+    """What its runs belong to.
+
+    Attributes:
+        axes: the keys that differ between the runs: they name the runs' folders.
+        overwrite: whether runs in its folder that have other settings, or were trained on other
+            data, may be replaced.
+        dry_run: whether the plan is to be shown and nothing done.
+    """
 
     name: str = "single"
     axes: tuple[str, ...] = ()
+    overwrite: bool = False
+    dry_run: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

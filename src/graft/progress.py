@@ -3,13 +3,39 @@
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
 log = logging.getLogger("graft")
 # For the screen alone: a run's train.log has the epochs of that run, in lines of its own.
 screen = logging.getLogger("graft.progress")
+
+
+# Somebody who shows progress in our place is told: the name of a run, or None for all of an array;
+# the share that is done; words.
+Told = Callable[[str | None, float, str], None]
+
+_told: Told | None = None
+_is_shown = False
+
+
+@contextmanager
+def by(told: Told, *, is_live: bool) -> Iterator[None]:
+    """Progress is told to another in here; `is_live`: who shows it, so that we need not."""
+    global _told, _is_shown
+    before = _told, _is_shown
+    _told, _is_shown = told, is_live
+    try:
+        yield
+    finally:
+        _told, _is_shown = before
+
+
+def _tell(name: str | None, share: float, text: str) -> None:
+    if _told is not None:
+        _told(name, share, text)
 
 
 class _Shown:
@@ -21,7 +47,7 @@ class _Shown:
         self._task: Any = None
 
     def __enter__(self) -> Self:
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not _is_shown:
             self._bar = _bar()
             self._bar.start()
             self._task = self._bar.add_task(self._title, total=self._total, row="")
@@ -38,15 +64,26 @@ class _Shown:
 
 
 class Progress(_Shown):
-    """Epochs and batches of an array of runs, with losses, accuracies and the time left."""
+    """Epochs and batches of an array of runs, with losses, accuracies and the time left.
 
-    def __init__(self, title: str, epochs: int) -> None:
+    Args:
+        names: of the runs.
+        epochs: of each of them.
+    """
+
+    def __init__(self, names: Sequence[str], epochs: Sequence[int]) -> None:
+        title = names[0] if len(names) == 1 else f"{len(names)} runs side by side"
         super().__init__(title, None)
-        self._epochs, self._row = epochs, ""
+        self._own = dict(zip(names, epochs, strict=True))
+        self._rows = dict.fromkeys(names, "")
+        self._epochs, self._row = max(epochs), ""
 
     def batch(self, epoch: int, done: int, total: int) -> None:
+        """`done` batches of `total` in an epoch, 1-based."""
+        finished = (epoch - 1) * total + done
+        for name, epochs in self._own.items():
+            _tell(name, min(finished / (epochs * total), 0.999), self._rows[name])
         if self._bar is not None:
-            finished = (epoch - 1) * total + done
             row = f"epoch {epoch}/{self._epochs} {self._row}"
             self._bar.update(self._task, completed=finished, total=self._epochs * total, row=row)
 
@@ -54,11 +91,14 @@ class Progress(_Shown):
         """The rows of metrics of one epoch, by the name of the run."""
         if not rows:
             return
+        for name, row in rows.items():
+            self._rows[name] = f"epoch {row['epoch']}/{self._own[name]}  {_in_short(row)}"
+            _tell(name, min(row["epoch"] / self._own[name], 0.999), self._rows[name])
         first = next(iter(rows.values()))
         said = in_words(first) if len(rows) == 1 else _range(rows)
         # A bar leaves little room: first what selects, and what comes after it may be cut.
         self._row = _in_short(first) if len(rows) == 1 else said
-        if self._bar is None:
+        if self._bar is None and not _is_shown:
             screen.info(
                 "  epoch %d/%d  %s  (%.1f s)",
                 first["epoch"], self._epochs, said, first["seconds"],
@@ -97,10 +137,11 @@ class Counter(_Shown):
     def advance(self, count: int) -> None:
         self._done += count
         now = time.monotonic()
+        _tell(None, 0.0, f"{self._title} {self._done:,} of {self._whole:,}")
         if self._bar is not None:
             row = f"{self._done:,} of {self._whole:,}"
             self._bar.update(self._task, completed=self._done, row=row)
-        elif now - self._said >= self.EVERY_S:
+        elif now - self._said >= self.EVERY_S and not _is_shown:
             self._said = now
             left = (now - self._started) * (self._whole - self._done) / max(self._done, 1)
             log.info(

@@ -50,7 +50,7 @@ def stored(
         kind = type(config.augmentation).__name__
         return f"augmentation: there is no end to the views of {kind}"
     shelf = Shelf(pictures)
-    place = _place(own, own.exits)
+    place = place_of(own, own.exits)
     found = shelf.find(place)
     if found is not None:
         return _opened(shelf, place, *found, None, Origin(own.at, "reused"), started)
@@ -62,13 +62,13 @@ def stored(
     if chosen.candidate is None:
         return chosen.why
     if chosen.why:
-        place = _place(own, (chosen.candidate.name,))
+        place = place_of(own, (chosen.candidate.name,))
     left = exits.rest(own.trunk, place.exit)
     found = shelf.find(place) if left is not None else None
     if found is not None:
         origin = Origin(own.at, "reused", why=chosen.why)
         return _opened(shelf, place, *found, left, origin, started)
-    others = [_place(cut, cut.exits) for cut in beside] if left is None else []
+    others = [place_of(cut, cut.exits) for cut in beside] if left is None else []
     filled = _filled(shelf, [place, *others], probe, autocast, pace)
     if filled is None:
         return "neither the cache nor memory has room"
@@ -130,7 +130,7 @@ def _choose(
     return plan.choose(candidates, work, room)
 
 
-def _place(cut: Cut, exit: Exit) -> Place:
+def place_of(cut: Cut, exit: Exit) -> Place:
     at = cut.at if exit == cut.exits else exit[0]
     return Place(cut, exit, at, key.digest_of(exits.prefix(cut.trunk, [exit])))
 
@@ -161,11 +161,14 @@ def _filled(
     rows: dict[str, Rows] = {}
     store: Store | None = shelf.store
     with Counter("trunk", shelf.num_rows) as counter:
-        for view in shelf.names:
-            wanted = [
+        every = {
+            view: [
                 Wanted(shelf.key(p, view), shelf.about(p, view, f), p.exit, f)
                 for p, f in zip(places, formats, strict=True)
             ]
+            for view in shelf.names
+        }
+        for view, wanted in _free_first(store, every):
             found = fill_or_remember(
                 store, wanted, len(shelf.rows[view]), frozen,
                 functools.partial(_inputs, shelf, view), counter.advance, memory,
@@ -179,6 +182,23 @@ def _filled(
                 other.close()
     is_stored = store is not None
     return formats[0], rows, is_stored
+
+
+def _free_first(
+    store: Store | None, every: Mapping[str, Sequence[Wanted]]
+) -> Iterator[tuple[str, Sequence[Wanted]]]:
+    """Each view with what is wanted of it; first those that no other process is filling just now.
+
+    So several processes that want the same share the work: each computes another view.
+    """
+    left = dict(every)
+    while left:
+        free = (
+            view for view, wanted in left.items()
+            if store is None or not any(store.is_being_filled(one.key) for one in wanted)
+        )  # fmt: skip
+        view = next(free, next(iter(left)))
+        yield view, left.pop(view)
 
 
 def _fitting(

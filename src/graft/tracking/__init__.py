@@ -11,12 +11,22 @@ the sweep, or by `python -m graft.tracking outputs/<sweep>`.
     letter.py   what one run has for MLflow, kept as a file beside the runs
     upload.py   what is written to MLflow, and what is there already
     view.py     the prepared view of MLflow's UI
-    run.py      one run;  sweep.py  the sweep of it, and sending again
+    run.py      one run's letter, while it trains
+    sweep.py    the sweep: sends the letters, ends, sends again
 """
 
 from graft.tracking.apart import warm_up
 from graft.tracking.places import default_uri
 from graft.tracking.run import OffRun, RunTracking
-from graft.tracking.sweep import Off, SweepTracking, sync
+from graft.tracking.sweep import Off, SweepTracking, run_tracking, sync
 
-__all__ = ["Off", "OffRun", "RunTracking", "SweepTracking", "default_uri", "sync", "warm_up"]
+__all__ = [
+    "Off",
+    "OffRun",
+    "RunTracking",
+    "SweepTracking",
+    "default_uri",
+    "run_tracking",
+    "sync",
+    "warm_up",
+]

@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,6 +30,8 @@ _ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
 }
+# A file that nobody has written to for so long was left by a process that was killed.
+LEFT_S = 600.0
 # MLflow takes 1000 metrics, 100 parameters and 100 tags a call.
 _BATCH_METRICS, _BATCH_OTHERS = 1000, 100
 
@@ -114,9 +116,12 @@ class Store:
         import_mlflow()
         from mlflow import MlflowClient
 
+        path = sqlite_path(uri)
+        if path is not None and not path.exists():
+            _make_database(path)
         self._client = MlflowClient(tracking_uri=uri)
-        self._is_local = sqlite_path(uri) is not None
-        # The first call makes the tables.
+        self._is_local = path is not None
+        # The first call makes the tables of a server's database.
         self._client.search_experiments(max_results=1)
 
     def experiment(self, name: str, artifacts: Path, note: str) -> str:
@@ -257,6 +262,33 @@ def call_here(name: str, *args: Any, **kwargs: Any) -> Any:
 
 
 # --- parts ----------------------------------------------------------------------------------
+
+
+def _put_in_place(part: Path, path: Path) -> None:
+    """Never over one that another has made meanwhile."""
+    try:
+        with suppress(FileExistsError):
+            os.link(part, path)
+    except OSError:  # a file system without hard links
+        if not path.exists():
+            part.rename(path)
+
+
+def _make_database(path: Path) -> None:
+    """A SQLite file with all of MLflow's tables, or none: who is killed meanwhile, or makes it at
+    the same time, would leave one with some of them, which MLflow can neither use nor mend."""
+    from mlflow import MlflowClient
+
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.unlink(missing_ok=True)
+    try:
+        MlflowClient(tracking_uri=f"sqlite:///{part}").search_experiments(max_results=1)
+        _put_in_place(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    for left in path.parent.glob(f".{path.name}.*.part"):
+        if time.time() - left.stat().st_mtime > LEFT_S:
+            left.unlink(missing_ok=True)
 
 
 def _stored(run: "Run") -> StoredRun:

@@ -1,17 +1,16 @@
-"""One run in MLflow: followed while it trains, completed when it ends."""
+"""One run: what MLflow is to have of it, from its first epoch to its end."""
 
 import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from graft.record import Record
-from graft.tracking import letter, upload
-from graft.tracking.client import Store, now_ms
+from graft.tracking import letter
+from graft.tracking.client import now_ms
 from graft.tracking.letter import Letter
-from graft.tracking.line import Line
 
 log = logging.getLogger("graft")
 
@@ -43,24 +42,25 @@ def _warn(text: str) -> None:
     log.warning("%s", text)
 
 
+class Reader(Protocol):
+    """Who is told at once what a letter says now, where that is another than who reads the files:
+    `SweepTracking`, in the process that talks to MLflow."""
+
+    def take(self, one: Letter) -> None: ...
+    def close_run(self, one: Letter, record: Record | None) -> None: ...
+
+
 class RunTracking:
-    """One run in MLflow, used by the job that trains it.
+    """One run's letter to MLflow, kept by the process that trains it; another may send it.
 
     Args:
-        folder, info, line, parent: the sweep's.
+        folder: the sweep's.
         first: what is known before it starts; an earlier attempt's letter is gone on with.
+        reader: is told of each change as well.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        info: upload.SweepInfo,
-        line: Line,
-        parent: Callable[[Store], upload.Parent],
-        first: Letter,
-    ) -> None:
-        self._folder, self._info, self._line, self._parent = folder, info, line, parent
-        self._child = upload.Child()
+    def __init__(self, folder: Path, first: Letter, reader: Reader | None = None) -> None:
+        self._folder, self._reader = folder, reader
         self._letter = first
         self._resume()
 
@@ -97,9 +97,8 @@ class RunTracking:
             self._letter = self._letter.with_record(record)
         self._letter = letter.ended(self._letter, status, reason, scores)
         self._letter.write(self._folder)
-        # Not waited for: the next run need not stand by while files are sent. What fails is sent
-        # at the end of the sweep.
-        self._line.post(functools.partial(self._finish, one=self._letter, record=record))
+        if self._reader is not None:
+            self._reader.close_run(self._letter, record)
 
     @harmless
     def _resume(self) -> None:
@@ -116,16 +115,9 @@ class RunTracking:
         self._changed()
 
     def _changed(self) -> None:
-        """Keep the letter, and send what is new of it in the background."""
-        one = self._letter
-        self._line.post(lambda store: self._follow(store, one))
-        one.write(self._folder)
-
-    def _follow(self, store: Store, one: Letter) -> None:
-        self._child.follow(store, self._info, self._parent(store), one)
-
-    def _finish(self, store: Store, *, one: Letter, record: Record | None) -> None:
-        self._child.finish(store, self._info, self._parent(store), one, record, self._line.uri)
+        self._letter.write(self._folder)
+        if self._reader is not None:
+            self._reader.take(self._letter)
 
 
 class OffRun:

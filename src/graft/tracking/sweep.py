@@ -31,6 +31,7 @@ class SweepTracking:
         self.folder, self.info = folder, info
         self._line, self._artifacts = line, artifacts
         self._parent: upload.Parent | None = None
+        self._children: dict[str, upload.Child] = {}
 
     @classmethod
     def open(
@@ -58,10 +59,40 @@ class SweepTracking:
         return opened or Off()
 
     def run(self, number: int, title: str, choices: Mapping[str, str]) -> "RunTracking":
-        """The child of one run: a new one, or the one it had."""
-        known = {key: letter.plain(value) for key, value in choices.items()}
-        first = Letter(number, letter.plain(title), known, now_ms())
-        return RunTracking(self.folder, self.info, self._line, self.parent, first)
+        """The child of one run that this process trains: a new one, or the one it had."""
+        return RunTracking(self.folder, first_letter(number, title, choices), self)
+
+    # --- what others leave in the folder ------------------------------------------------------
+
+    def letters(self) -> list[Path]:
+        """Files of the letters that there are."""
+        return sorted((self.folder / letter.FOLDER).glob("*.json"))
+
+    @harmless
+    def follow(self, path: Path) -> None:
+        """Send what is new in a letter, in the background."""
+        one = letter.read_letter(self.folder, path.stem)
+        if one is not None and one.end_ms is None:
+            self.take(one)
+
+    @harmless
+    def end(self, record: Record) -> None:
+        """Send all that a run has, and end it, in the background."""
+        one = _closed(self.folder, record, number=0)
+        self.close_run(one, record)
+
+    def take(self, one: Letter) -> None:
+        """See `Reader`."""
+        self._line.post(lambda store: self._child(one).follow(
+            store, self.info, self.parent(store), one))  # fmt: skip
+
+    def close_run(self, one: Letter, record: Record | None) -> None:
+        """See `Reader`. Not waited for: what fails is sent at the end of the sweep."""
+        self._line.post(lambda store: self._child(one).finish(
+            store, self.info, self.parent(store), one, record, self._line.uri))  # fmt: skip
+
+    def _child(self, one: Letter) -> upload.Child:
+        return self._children.setdefault(one.key, upload.Child())
 
     @harmless
     def finish(
@@ -176,6 +207,15 @@ class Off:
     def run(self, number: int, title: str, choices: Mapping[str, str]) -> "OffRun":
         return OffRun()
 
+    def letters(self) -> list[Path]:
+        return []
+
+    def follow(self, path: Path) -> None:
+        pass
+
+    def end(self, record: Record) -> None:
+        pass
+
     def finish(
         self, records: Sequence[Record], report: Path | None, results: Path | None
     ) -> str | None:
@@ -189,6 +229,20 @@ class Off:
 
     def ui_lines(self) -> list[str]:
         return []
+
+
+def run_tracking(
+    sweep_dir: Path, config: Tracking, number: int, title: str, choices: Mapping[str, str]
+) -> "RunTracking | OffRun":
+    """The letter of a run, for the process that trains it; the sweep's driver sends it."""
+    if config.uri == OFF:
+        return OffRun()
+    return RunTracking(sweep_dir, first_letter(number, title, choices))
+
+
+def first_letter(number: int, title: str, choices: Mapping[str, str]) -> Letter:
+    known = {key: letter.plain(value) for key, value in choices.items()}
+    return Letter(number, letter.plain(title), known, now_ms())
 
 
 def sync(sweep_dir: Path, uri: str | None = None) -> str | None:

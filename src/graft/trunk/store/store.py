@@ -107,6 +107,15 @@ class Store:
             stack.callback(filler.leave)
             yield filler
 
+    def is_being_filled(self, key: str) -> bool:
+        """Whether a process, perhaps this one, fills an entry now: `fill` would wait for it."""
+        check_key(key)
+        try:
+            with self._opened() as folder:
+                return files.is_locked(folder, key + LOCK)
+        except OSError:
+            return False
+
     def entries(self) -> list[Listed]:
         """All that lies there, half-built ones too, the last used first.
 

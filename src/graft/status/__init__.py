@@ -1,0 +1,1 @@
+"""Where sweeps stand: the command `graft-sweep`. Reads files; imports nothing large."""

@@ -1,0 +1,79 @@
+"""The state of a sweep for a terminal, and for a program."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from graft.status.state import RunState, SweepState
+
+_STYLES = {"completed": "green", "running": "bold", "waiting": "dim", "stopped": "yellow"}
+
+
+def lines(sweep: SweepState) -> list[str]:
+    """What there is to say besides the table."""
+    counts = [(state, sweep.count(state)) for state in dict.fromkeys(r.state for r in sweep.runs)]
+    said = ", ".join(f"{count} {state}" for state, count in counts)
+    done = sweep.count("completed")
+    out = [f"{len(sweep.runs)} runs: {said}" if said else "no runs"]
+    if sweep.driver:
+        out.append(f"driven by {sweep.driver}")
+    elif done < len(sweep.runs):
+        out.append(f"nobody works on it; this goes on with it:\n  {sweep.command}")
+    return out
+
+
+def table(sweep: SweepState) -> Any:
+    """A rich table, one row a run; columns that say nothing are left out."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    axes = list(dict.fromkeys(key for run in sweep.runs for key in run.choices))
+    metrics = list(dict.fromkeys(run.metric for run in sweep.runs))
+    heads = [*(axes or ["run"]), "state", "epoch", metrics[0] if len(metrics) == 1 else "best",
+             "slot", "starts", "written", "reason"]  # fmt: skip
+    rows = [_cells(run, axes, len(metrics) == 1) for run in sweep.runs]
+    used = [place for place in range(len(heads)) if any(row[place] for row in rows)]
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for place in used:
+        shown.add_column(Text(heads[place]), overflow="fold")
+    for run, row in zip(sweep.runs, rows, strict=True):
+        style = _STYLES.get(run.state, "red")
+        shown.add_row(*(Text(row[place]) for place in used), style=style)
+    return shown
+
+
+def _cells(run: RunState, axes: Sequence[str], is_one_metric: bool) -> list[str]:
+    best = "" if math.isnan(run.best) else f"{run.best:.4f}"
+    return [
+        *([run.choices.get(axis, "") for axis in axes] or [run.name]),
+        run.state,
+        f"{run.epoch}/{run.epochs}" if run.epochs else "",
+        best if is_one_metric or not best else f"{run.metric} {best}",
+        run.slot,
+        str(run.attempts) if run.attempts > 1 else "",
+        _ago(run.age_s),
+        run.reason,
+    ]
+
+
+def as_json(sweep: SweepState) -> dict[str, Any]:
+    """The same for a program: plain values, None where there is none."""
+    return {
+        "sweep": str(sweep.path),
+        "command": sweep.command,
+        "driver": sweep.driver or None,
+        "runs": [
+            {key: None if value != value else value for key, value in vars(run).items()}
+            for run in sweep.runs
+        ],
+    }
+
+
+def _ago(seconds: float) -> str:
+    if math.isnan(seconds):
+        return ""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"

@@ -1,0 +1,14 @@
+"""A sweep: checked as a whole, handed out array by array, put together at the end.
+
+asked.py    a run that was asked for
+check.py    what can be known to be wrong before training
+driver.py   the process that holds the sweep: writes down, follows, finishes
+follow.py   its thread that sends MLflow what is new and has figures drawn
+work.py     what a worker does with one array: train, and leave files
+"""
+
+from graft.sweep.asked import Asked, folder_of
+from graft.sweep.driver import Driver, Prepared, prepare
+from graft.sweep.work import run_array
+
+__all__ = ["Asked", "Driver", "Prepared", "folder_of", "prepare", "run_array"]

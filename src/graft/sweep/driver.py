@@ -1,0 +1,274 @@
+"""The driver of a sweep: one process that has checked it, hands it out, and puts it together.
+
+It holds the sweep's lock, keeps MLflow and the figures up to date with what the workers leave
+(follow.py), and in the end writes table and report.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graft import record, train
+from graft.config import RunConfig, to_dict
+from graft.errors import ConfigError, RecordError
+from graft.identity import run_identity
+from graft.lock import Lock, Locked, held_by
+from graft.record import LOCK, Record, read_json, read_run, read_runs, write_json
+from graft.report.__main__ import print_table, write_report
+from graft.sweep import work
+from graft.sweep.asked import Asked, folder_of
+from graft.sweep.check import checked
+from graft.sweep.follow import Follower
+from graft.tracking import Off, SweepTracking
+
+log = logging.getLogger("graft")
+
+# The workers of a driver that was killed may need so long to notice.
+WAIT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A sweep that may begin.
+
+    Attributes:
+        arrays: positions of the runs that are trained together.
+        done: position -> metric that selects, of the runs that are finished already.
+    """
+
+    arrays: Sequence[Sequence[int]]
+    done: Mapping[int, float]
+
+
+class Driver:
+    """Drives one sweep.
+
+    Args:
+        folder: of the sweep.
+        is_alone: whether no other process may drive it at the same time. Runs that a launcher of
+            others hands out one by one each have a driver of their own, beside each other.
+
+    Raises:
+        ConfigError: another process drives it.
+    """
+
+    def __init__(self, folder: Path, *, is_alone: bool = True) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = Lock(folder / LOCK)
+        try:
+            self._lock.acquire(WAIT_S, shared=not is_alone)
+        except Locked as error:
+            raise ConfigError(
+                f"{folder} is being worked on by {error}. Wait for it (graft-sweep status "
+                f"{folder} shows how far it is), or name this sweep apart: sweep.name=..."
+            ) from None
+        except OSError as error:
+            raise ConfigError(f"{folder} cannot be written ({error.strerror}).") from error
+        self._tracking: SweepTracking | Off = Off()
+        self._follower: Follower | None = None
+
+    def begin(self, asked: Sequence[Asked], replaced: Sequence[Asked], command: str) -> Prepared:
+        """Write down what was asked for, and say what is to be done.
+
+        Args:
+            asked: every run, resolved and checked.
+            replaced: those of them whose folders hold something else, which is given up.
+            command: what was typed.
+        """
+        for one in replaced:
+            (one.folder / record.RUN).unlink(missing_ok=True)
+        _write_down(self.folder, asked, command)
+        done = {place: work.value(found) for place, one in enumerate(asked)
+                if (found := work.finished(one)) is not None}  # fmt: skip
+        arrays = arrays_of(asked, done)
+        _say(asked, arrays, done)
+        self._open(asked[0].config)
+        return Prepared(arrays, done)
+
+    def failed(self, one: Asked, error: BaseException, *, is_final: bool) -> None:
+        """A run has failed, perhaps without having been able to say so itself."""
+        is_timeout = type(error).__name__ == "TimedOut"
+        _close(one, "timed_out" if is_timeout else "failed", str(error))
+        if is_final:
+            found = _record(one.folder)
+            if found is not None:
+                self._tracking.end(found)
+
+    def finish(self, *, is_interrupted: bool = False) -> bool:
+        """Table, report and tracking for what the sweep has; prints where they are.
+
+        Returns:
+            Whether every run that was asked for is completed.
+        """
+        _close_unfinished(
+            self.folder, "interrupted" if is_interrupted else "ended without a result"
+        )
+        rows = write_report(self.folder)
+        print_table(rows, self.folder)
+        if self._follower is not None:
+            self._follower.stop()
+        report, results = self.folder / record.REPORT, self.folder / record.RESULTS
+        print(f"report:    {report}")
+        print(f"results:   {results}")
+        if not isinstance(self._tracking, Off):
+            self._tracking.finish(read_runs(self.folder), report, results)
+            titles = ("MLflow UI:", "  opens at")
+            for title, line in zip(titles, self._tracking.ui_lines(), strict=False):
+                print(f"{title:<10} {line}")
+        if is_interrupted:
+            print("stopped: the same command goes on with what is not finished.")
+        self._lock.release()
+        return bool(rows) and all(row["status"] == "completed" for row in rows)
+
+    def leave(self) -> None:
+        """Another process will finish the sweep: send what there is, and let go of it."""
+        if self._follower is not None:
+            self._follower.stop()
+            self._follower = None
+        self._tracking.wait(FLUSH_S)
+        self._tracking.close()
+        self._lock.release()
+
+    def resume(self, config: RunConfig) -> None:
+        """Follow a sweep that others have begun."""
+        self._open(config)
+
+    def _open(self, config: RunConfig) -> None:
+        if self._follower is not None:
+            return
+        known = read_json(self.folder / record.SWEEP) or {}
+        self._tracking = SweepTracking.open(
+            self.folder, config.tracking, name=self.folder.name, command=known.get("command", ""),
+            axes=known.get("axes", []), output_dir=Path(config.output_dir).absolute(),
+        )  # fmt: skip
+        self._follower = Follower(self.folder, self._tracking)
+
+
+# How long a process that lets go of a sweep waits for MLflow.
+FLUSH_S = 60.0
+
+
+def prepare(
+    asked: Sequence[Asked], *, command: str, driver: Driver | None = None, is_alone: bool = True
+) -> tuple[Driver, Prepared]:
+    """Check a whole sweep, and write down what was asked for.
+
+    Args:
+        asked: every run.
+        command: what was typed.
+        driver: of the same sweep, if this process has one already.
+        is_alone: see `Driver`.
+
+    Raises:
+        BadRequest: everything that can be known to be wrong before training, at once.
+    """
+    resolved, replaced = checked(asked)
+    folder = folder_of(asked[0].config)
+    if driver is None or driver.folder != folder:
+        driver = Driver(folder, is_alone=is_alone)
+    return driver, driver.begin(resolved, replaced, command)
+
+
+def arrays_of(asked: Sequence[Asked], done: Mapping[int, float]) -> list[list[int]]:
+    """Positions of the runs that are trained together, in arrays, in the order of their firsts."""
+    found: dict[str, list[int]] = {}
+    for place, run in enumerate(asked):
+        if place not in done:
+            found.setdefault(train.array_key(run.config), []).append(place)
+    return list(found.values())
+
+
+def _say(
+    asked: Sequence[Asked], arrays: Sequence[Sequence[int]], done: Mapping[int, float]
+) -> None:
+    left = len(asked) - len(done)
+    if done and left:
+        log.info("%d of %d runs are finished already.", len(done), len(asked))
+    elif done:
+        log.info("All %d runs are finished already: nothing is trained.", len(asked))
+    if left > 1:
+        log.info("%d runs in %d arrays", left, len(arrays))
+
+
+def _write_down(folder: Path, asked: Sequence[Asked], command: str) -> None:
+    """sweep.json: every run that was ever asked for in this folder, in order; and plan.json."""
+    lock = Lock(folder / f"{LOCK}.files")
+    lock.acquire(WAIT_S)
+    with lock:
+        known = _known(folder)
+        runs = {run["run"]: run for run in known.get("runs", [])}
+        runs |= {run.name: {"run": run.name, "choices": dict(run.choices)} for run in asked}
+        axes = list(dict.fromkeys([*known.get("axes", []), *(k for r in asked for k in r.choices)]))
+        values = {
+            "format": record.FORMAT,
+            "name": folder.name,
+            "command": record.without_password(command),
+            "axes": axes,
+            "runs": list(runs.values()),
+        }
+        write_json(folder / record.SWEEP, values)
+        shared = (read_json(folder / work.PLAN) or {}).get("trunks", {})
+        shared |= {key: _plain(config) for key, config in work.trunks(asked).items()}
+        write_json(folder / work.PLAN, {"format": record.FORMAT, "trunks": shared})
+    # Hydra's copy of the same, with any password in it.
+    (folder / "multirun.yaml").unlink(missing_ok=True)
+
+
+def _known(folder: Path) -> dict[str, Any]:
+    """sweep.json; where it is damaged, what the runs' own folders say."""
+    known = read_json(folder / record.SWEEP)
+    if known is not None:
+        return known
+    runs = [{"run": one.name, "choices": one.info.get("choices", {})} for one in read_runs(folder)]
+    if (folder / record.SWEEP).exists():
+        log.warning(
+            "%s is damaged: made anew from the folders of its %d runs.",
+            folder / record.SWEEP, len(runs),
+        )  # fmt: skip
+    return {"runs": runs, "axes": list(dict.fromkeys(key for r in runs for key in r["choices"]))}
+
+
+def _plain(config: RunConfig) -> dict[str, Any]:
+    """A configuration for plan.json: without where it is tracked, which may hold a password."""
+    return {key: part for key, part in to_dict(config).items() if key not in ("tracking", "sweep")}
+
+
+# --- ends that the runs could not write down themselves --------------------------------------
+
+
+def _record(folder: Path) -> Record | None:
+    try:
+        return read_run(folder)
+    except RecordError:
+        return None
+
+
+def _close(one: Asked, status: str, reason: str) -> None:
+    """What a run's record says of its end, where the run's process could not."""
+    found = _record(one.folder)
+    info = dict(found.info) if found is not None else _empty(one)
+    if info["status"] == "running" and not held_by(one.folder / LOCK):
+        one.folder.mkdir(parents=True, exist_ok=True)
+        write_json(one.folder / record.RUN, {**info, "status": status, "reason": reason})
+
+
+def _empty(one: Asked) -> dict[str, Any]:
+    """The record of a run that has not even begun to write one."""
+    return {
+        "format": record.FORMAT, "run": one.name, "status": "running", "reason": None,
+        "identity": run_identity(train.resolve(one.config)), "choices": dict(one.choices),
+        "classes": [], "metric": one.config.metric, "best_epoch": None, "parameters": None,
+        "weights": None, "trunk": None, "split": {}, "data_digest": None, "notes": [],
+        "skipped": [], "attempts": 1, "resumed_after": [], "timings_s": {},
+    }  # fmt: skip
+
+
+def _close_unfinished(folder: Path, reason: str) -> None:
+    """A run that still says "running" was killed with its process: say so in its record."""
+    for found in read_runs(folder):
+        if found.info["status"] == "running" and not held_by(found.path / LOCK):
+            info = {**found.info, "status": "skipped", "reason": reason}
+            write_json(found.path / record.RUN, info)

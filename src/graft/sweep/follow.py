@@ -1,0 +1,94 @@
+"""A thread of the driver that looks at the files of a sweep while it is worked on.
+
+Workers write files and nothing else, wherever they run. What is new is sent to MLflow from here,
+by one process for all of them, and the figures of a run that has ended are drawn.
+"""
+
+import functools
+import logging
+import threading
+from pathlib import Path
+
+from graft.record import RUN, Record, read_run
+from graft.report.drawing import FOLDER as FIGURES
+from graft.report.drawing import Drawing
+from graft.tracking import Off, SweepTracking
+
+log = logging.getLogger("graft")
+
+EVERY_S = 1.0
+
+
+class Follower:
+    """Follows one sweep's folder until it is told to stop."""
+
+    def __init__(self, folder: Path, tracking: "SweepTracking | Off") -> None:
+        self._folder, self._tracking = folder, tracking
+        self._drawing = Drawing()
+        self._known: dict[Path, int] = {}
+        self._ended = {one.name for one in _completed(folder)}
+        self._seen_once: set[str] = set()
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="follower", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Returns when all that is in the folder has been looked at, and all figures are drawn."""
+        self._is_over.set()
+        self._thread.join()
+        self._look(is_last=True)
+        self._drawing.finish()
+        for one in _completed(self._folder):
+            if not (one.path / FIGURES).exists():  # an earlier start was killed
+                self._drawing.add(one, lambda: None)
+        self._drawing.finish()
+
+    def _work(self) -> None:
+        while not self._is_over.wait(EVERY_S):
+            try:
+                self._look()
+            except Exception:  # what is not seen now is sent at the end
+                log.debug("following %s", self._folder, exc_info=True)
+
+    def _look(self, *, is_last: bool = False) -> None:
+        for path in self._tracking.letters():
+            if self._is_new(path):
+                self._tracking.follow(path)
+        for path in sorted(self._folder.glob(f"*/{RUN}")):
+            name = path.parent.name
+            if name not in self._ended and self._is_new(path, is_last=is_last):
+                self._see(path, is_last=is_last)
+
+    def _see(self, path: Path, *, is_last: bool) -> None:
+        found = read_run(path.parent)
+        if not found.is_completed:
+            return
+        # Its letter is closed a moment later.
+        if found.name not in self._seen_once and not is_last:
+            self._seen_once.add(found.name)
+            self._known.pop(path)
+            return
+        self._ended.add(found.name)
+        tell = functools.partial(self._tracking.end, found)
+        self._drawing.add(found, tell, self._tracking.aside)
+
+    def _is_new(self, path: Path, *, is_last: bool = False) -> bool:
+        try:
+            written = path.stat().st_mtime_ns
+        except OSError:
+            return False
+        is_new = self._known.get(path) != written
+        self._known[path] = written
+        return is_new or is_last
+
+
+def _completed(folder: Path) -> list[Record]:
+    found = []
+    for path in sorted(folder.glob(f"*/{RUN}")):
+        try:
+            one = read_run(path.parent)
+        except Exception:  # it is being replaced, or is damaged: trained again
+            continue
+        if one.is_completed:
+            found.append(one)
+    return found

@@ -1,0 +1,169 @@
+"""Runs of a sweep, trained: what a worker does. It leaves files; the driver sees to the rest.
+
+run_array   trains what is not finished of an array, each run to its own folder
+            (and, for MLflow, its letter: see graft.tracking)
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from graft import metrics, record, train
+from graft.config import METRICS, RunConfig, from_dict, to_dict
+from graft.data.raw import SHOWN, listed
+from graft.dataset import load_dataset
+from graft.errors import RecordError, RunError
+from graft.identity import run_identity
+from graft.record import Record, read_json, read_run
+from graft.run import Member, Outcome
+from graft.sweep.asked import Asked
+from graft.tracking import OffRun, RunTracking, run_tracking
+
+log = logging.getLogger("graft")
+
+
+def run_array(asked: Sequence[Asked], *, slot: str = "") -> list[float | Exception]:
+    """Train runs of one array of a prepared sweep; what is finished is not trained again.
+
+    Returns:
+        Of each its metric on validation at the best epoch, or what ended it; the record and the
+        log say so too.
+    """
+    resolved = [replace(one, config=train.resolve(one.config)) for one in asked]
+    outcomes: dict[str, float | Exception] = {}
+    left = []
+    for one in resolved:
+        done = finished(one)
+        if done is None:
+            left.append(one)
+        else:
+            log.info("%s is finished already: not trained again.", one.name)
+            outcomes[one.name] = value(done)
+    if left:
+        outcomes |= _trained(left, slot)
+    return [outcomes[one.name] for one in asked]
+
+
+def finished(asked: Asked) -> Record | None:
+    """The record of a run that has been trained, with these settings, to its end."""
+    try:
+        found = read_run(asked.folder)
+    except RecordError:
+        return None
+    if not found.is_completed or found.info["identity"] != run_identity(asked.config):
+        return None
+    return found
+
+
+def value(done: Record) -> float:
+    """The selection metric at the best epoch; minus a loss would hide what it is."""
+    row = done.epochs.iloc[int(done.info["best_epoch"]) - 1]
+    assert done.info["metric"] in METRICS
+    return float(row[done.info["metric"]])
+
+
+def _trained(asked: Sequence[Asked], slot: str) -> dict[str, float | Exception]:
+    numbers, total = _numbers(asked)
+    _announce(asked, numbers, total)
+    runs = {}
+    for one, number in zip(asked, numbers, strict=True):
+        follower = _follower(one, number)
+        follower.params(one.choices, to_dict(one.config))
+        member = Member(one.config, one.folder, one.choices, [follower], slot=slot)
+        runs[one.folder] = (one, member, follower)
+    outcomes: dict[str, float | Exception] = {}
+
+    def ended(member: Member, outcome: Outcome) -> None:
+        one, _, follower = runs[member.folder]
+        if isinstance(outcome, Exception):
+            outcomes[one.name] = _failure(one, outcome, follower)
+        else:
+            _report_success(outcome, follower)
+            outcomes[one.name] = value(outcome)
+
+    dataset = load_dataset(asked[0].config)
+    members = [member for _, member, _ in runs.values()]
+    train.train_array(members, dataset, beside=_beside(asked[0]), ended=ended)
+    return outcomes
+
+
+def _follower(one: Asked, number: int) -> RunTracking | OffRun:
+    title = f"{number:02d} {one.title}"
+    return run_tracking(one.folder.parent, one.config.tracking, number, title, one.choices)
+
+
+def _announce(asked: Sequence[Asked], numbers: Sequence[int], total: int) -> None:
+    names = [one.name for one in asked]
+    if len(names) == 1:
+        log.info("run %d of %d: %s", numbers[0] + 1, total, names[0])
+        return
+    shown = listed([str(number + 1) for number in numbers])
+    log.info("runs %s of %d, one array:", shown, total)
+    for name in names[:SHOWN]:
+        log.info("  %s", name)
+    if len(names) > SHOWN:
+        log.info("  and %d more", len(names) - SHOWN)
+
+
+def _report_success(done: Record, follower: RunTracking | OffRun) -> None:
+    found = _scores(done)
+    follower.finish(done, "completed", None, found)
+    log.info(
+        "  %s: best epoch %d, validation accuracy %.4f, test accuracy %.4f, %.1f s",
+        done.name, done.info["best_epoch"], found["best/val_accuracy"], found["test/accuracy"],
+        found["seconds"],
+    )  # fmt: skip
+
+
+def _failure(asked: Asked, error: Exception, follower: RunTracking | OffRun) -> RunError:
+    """What the launcher is told: the reason in a line, and whether another try may help."""
+    try:
+        found: Record | None = read_run(asked.folder)
+    except RecordError:
+        found = None
+    status = str(found.info["status"]) if found else "failed"
+    if status == "running":  # of another process, which holds it: the record is not ours
+        found, status = None, "failed"
+    reason = str((found.info["reason"] if found else None) or error)
+    follower.finish(found, status, reason, {})
+    told = RunError(f"{status}: {reason}" if status != "failed" else reason)
+    told.is_final = getattr(error, "is_final", False)
+    told.__cause__ = error
+    return told
+
+
+def _numbers(asked: Sequence[Asked]) -> tuple[list[int], int]:
+    """The runs' numbers in their sweep, from 0, and how many runs it has."""
+    runs = (read_json(asked[0].folder.parent / record.SWEEP) or {}).get("runs", [])
+    place = {run["run"]: number for number, run in enumerate(runs)}
+    return [place.get(one.name, len(runs)) for one in asked], len(runs)
+
+
+def _scores(done: Record) -> dict[str, float]:
+    """What tracking shows of a finished run, from its stored predictions."""
+    val, test = (metrics.scores(done.predictions.of(split)) for split in ("val", "test"))
+    out = {f"best/val_{name}": value for name, value in val.items() if "/" not in name}
+    out |= {f"test/{name.replace('/', '_')}": value for name, value in test.items()}
+    out |= {
+        "best/epoch": float(done.info["best_epoch"]),
+        "seconds": float(done.info["timings_s"]["total"]),
+        "trainable_parameters": float(done.info["parameters"]["trainable"]),
+    }
+    return out
+
+
+# --- what the sweep shares ------------------------------------------------------------------
+
+PLAN = "plan.json"
+
+
+def _beside(asked: Asked) -> list[RunConfig]:
+    """One run for each strategy and trunk of the sweep but the one of this array."""
+    own = train.trunk_key(asked.config)
+    trunks = (read_json(asked.folder.parent / PLAN) or {}).get("trunks", {})
+    return [train.resolve(from_dict(config)) for key, config in trunks.items() if key != own]
+
+
+def trunks(asked: Sequence[Asked]) -> Mapping[str, RunConfig]:
+    """One run for each strategy and trunk of a sweep, by `train.trunk_key`."""
+    return {train.trunk_key(one.config): one.config for one in reversed(asked)}

@@ -1,0 +1,215 @@
+"""The command as a user meets it when things do not go straight: planned only, stopped, killed,
+started twice, asked again with other settings."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from graft.record import LOG, RUN, read_json, read_run
+from graft.status.__main__ import main as graft_sweep
+
+TINY = (
+    "model=mobilenet_v3_small", "model.weights=none", "image_size=32", "batch_size=4",
+    "device=cpu", "dataset=csv", "dataset.target=Male", "tracking=off",
+)  # fmt: skip
+Done = subprocess.CompletedProcess[str]
+
+
+class Home:
+    """A folder in which a user types commands."""
+
+    def __init__(self, path: Path, pictures: Path) -> None:
+        self.path, self.outputs = path, path / "outputs"
+        self._data = (f"dataset.csv={pictures / 'labels.csv'}", f"dataset.images={pictures}")
+
+    def start(self, *arguments: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, "-m", "graft", "-m", *TINY, *self._data, *arguments], cwd=self.path,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+
+    def graft(self, *arguments: str) -> Done:
+        process = self.start(*arguments)
+        out, error = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, error)
+
+
+@pytest.fixture
+def home(tiny_pictures: Path, tmp_path: Path) -> Home:
+    return Home(tmp_path, tiny_pictures)
+
+
+@contextlib.contextmanager
+def training(home: Home, name: str, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
+    """The command while it trains; it would take minutes."""
+    process = home.start(f"sweep.name={name}", "epochs=3000", "strategy=fine_tune", *arguments)
+    try:
+        runs = home.outputs / name
+        wait_for(lambda: any(runs.glob("*/metrics.csv")) or process.poll() is not None)
+        assert process.poll() is None, process.communicate()
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def wait_for(is_so: Callable[[], bool], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def workers_of(pid: int) -> list[int]:
+    """Processes in which the launcher with this id runs jobs."""
+    found = subprocess.run(["pgrep", "-P", str(pid), "-f", "_worker"], capture_output=True)
+    return [int(word) for word in found.stdout.split()]
+
+
+# --- planned only -----------------------------------------------------------------------------
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(home: Home) -> None:
+    done = home.graft(
+        "strategy=head_only,fine_tune", "optimizer.lr=1e-2,1e-3", "sweep.name=s", "epochs=7",
+        "hydra.launcher.cpu_slots=2", "sweep.dry_run=true",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "4 runs, 0 of them finished already" in done.stdout
+    assert "4 to train, in 2 arrays, on 2 slots (cpu 0, cpu 1)" in done.stdout
+    assert "strategy=fine_tune,optimizer.lr=0.01" in done.stdout
+    assert "2 views" in done.stdout and "to be stored" in done.stdout
+    assert "7 epochs, about" in done.stdout and "in all" in done.stdout
+    assert not home.outputs.exists()
+
+
+def test_a_dry_run_of_a_bad_request_is_refused_like_the_request(home: Home) -> None:
+    done = home.graft("optimizer.lr=1e-2,-1", "sweep.name=s", "sweep.dry_run=true")
+    assert done.returncode == 2 and "optimizer.lr" in done.stderr
+    assert not home.outputs.exists()
+
+
+# --- stopped, started twice ---------------------------------------------------------------------
+
+
+def test_a_sweep_that_is_worked_on_is_seen_refused_and_stopped_in_order(
+    home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = home.outputs / "s"
+    with training(home, "s", "optimizer.lr=1e-3,1e-4") as process:
+        assert graft_sweep(["status", "--json", str(sweep)]) == 0
+        seen = json.loads(capsys.readouterr().out)
+        assert str(process.pid) in seen["driver"]
+        assert [run["state"] for run in seen["runs"]] == ["running", "running"]
+        assert seen["runs"][0]["epoch"] > 0 and seen["runs"][0]["slot"] == "cpu 0"
+
+        second = home.graft("sweep.name=s", "epochs=3000", "optimizer.lr=1e-3,1e-4",
+                            "strategy=fine_tune")  # fmt: skip
+        assert second.returncode == 2
+        assert f"is being worked on by process {process.pid} on" in second.stderr
+        assert "Traceback" not in second.stderr
+
+        process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "stopped: the same command goes on with what is not finished." in out
+    assert workers_of(process.pid) == []
+    statuses = pd.read_csv(sweep / "results.csv").set_index("run")["status"]
+    assert set(statuses) == {"skipped"}
+    assert graft_sweep(["status", str(sweep)]) == 0
+    said = capsys.readouterr().out
+    assert "nobody works on it; this goes on with it:" in said and "skipped" in said
+
+
+def test_what_was_stopped_goes_on_from_its_last_epoch(home: Home) -> None:
+    run = home.outputs / "s" / "optimizer.lr=0.001"
+    with training(home, "s", "optimizer.lr=1e-3,1e-4") as process:
+        wait_for(lambda: any(run.glob("resume/epoch-*")))
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert process.returncode == 143
+    with training(home, "s", "optimizer.lr=1e-3,1e-4"):
+        wait_for(lambda: bool((read_json(run / RUN) or {}).get("resumed_after")))
+        info = read_json(run / RUN)
+        assert info is not None and info["attempts"] == 2
+        (reached,) = info["resumed_after"]
+        wait_for(lambda: len((run / "metrics.csv").read_text().splitlines()) > reached + 2)
+    epochs = pd.read_csv(run / "metrics.csv")["epoch"].tolist()
+    assert epochs == list(range(1, len(epochs) + 1)) and len(epochs) > reached
+
+
+# --- killed -------------------------------------------------------------------------------------
+
+
+def test_a_run_that_is_killed_says_so_and_another_takes_its_slot(home: Home) -> None:
+    with training(
+        home, "s", "optimizer.lr=1e-3", "seed=0,1", "hydra.launcher.max_retries=0"
+    ) as process:
+        first = next(path.parent for path in home.outputs.glob("s/*/metrics.csv"))
+        (worker,) = workers_of(process.pid)
+        os.kill(worker, signal.SIGKILL)
+        killed = time.monotonic()
+        wait_for(lambda: str((read_json(first / RUN) or {}).get("status")) != "running")
+        assert time.monotonic() - killed < 2.0 + 1.0
+        wait_for(lambda: len(list(home.outputs.glob("s/*/metrics.csv"))) == 2)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    found = read_run(first)
+    assert found.info["status"] == "failed"
+    assert "killed by signal 9" in found.info["reason"] and "memory" in found.info["reason"]
+    (line,) = [one for one in error.splitlines() if "failed:" in one]
+    assert "seed=0" in line and "killed by signal 9" in line
+    assert f"Log: {os.path.relpath(first / LOG, home.path)}" in error
+    table = pd.read_csv(home.outputs / "s" / "results.csv").set_index("run")
+    assert "killed by signal 9" in table.loc[first.name, "reason"]
+
+
+# --- asked again --------------------------------------------------------------------------------
+
+
+def test_other_settings_are_refused_with_the_difference_unless_they_may_replace(home: Home) -> None:
+    asked = ("optimizer.lr=1e-2,1e-3", "sweep.name=s")
+    assert home.graft(*asked, "epochs=1").returncode == 0
+    refused = home.graft(*asked, "epochs=2")
+    assert refused.returncode == 2
+    assert "epochs was 1, now 2" in refused.stderr and "sweep.overwrite=true" in refused.stderr
+    replaced = home.graft(*asked, "epochs=2", "sweep.overwrite=true")
+    assert replaced.returncode == 0, replaced.stderr
+    for path in home.outputs.glob("s/*/metrics.csv"):
+        assert len(pd.read_csv(path)) == 2
+
+
+def test_a_damaged_list_of_runs_is_made_anew_from_their_folders(home: Home) -> None:
+    asked = ("optimizer.lr=1e-2,1e-3", "sweep.name=s", "epochs=1")
+    assert home.graft(*asked).returncode == 0
+    path = home.outputs / "s" / "sweep.json"
+    before = {run["run"] for run in (read_json(path) or {})["runs"]}
+    path.write_bytes(path.read_bytes()[:40])
+    again = home.graft(*asked)
+    assert again.returncode == 0, again.stderr
+    assert "sweep.json is damaged: made anew from the folders of its 2 runs" in again.stderr
+    assert "All 2 runs are finished already" in again.stderr
+    assert {run["run"] for run in (read_json(path) or {})["runs"]} == before
+
+
+@pytest.mark.slow
+def test_with_a_launcher_of_others_each_job_sees_to_itself_and_the_report_is_there(
+    home: Home,
+) -> None:
+    done = home.graft(
+        "optimizer.lr=1e-2,1e-3", "sweep.name=s", "epochs=1", "hydra/launcher=basic",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (home.outputs / "s" / "report.html").is_file()
+    table = pd.read_csv(home.outputs / "s" / "results.csv")
+    assert table["status"].tolist() == ["completed", "completed"]
