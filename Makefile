@@ -32,6 +32,8 @@ $(INSTALLED): pyproject.toml
 	    f"Graft needs Python 3.11 or newer; this is {v[0]}.{v[1]}. Try: make setup PYTHON=python3.12")'
 	@$(BIN)python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)python -m pip install -e ".[dev,postgres]"
+	@# For a test. With its dependencies it would bring Hydra's release candidate.
+	$(BIN)python -m pip install --no-deps "hydra-submitit-launcher>=1.2" "submitit>=1.5"
 	@touch $@
 
 demo: setup  ## the first sweep: strategy x learning rate on the built-in pictures

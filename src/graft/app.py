@@ -81,7 +81,9 @@ def main() -> int:
         code = error.code
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 2
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and _driver is None and not wants_traceback:
+            return _explain(ConfigError(f"{error.filename}: {error.strerror}."))  # Hydra's folders
         log.exception("An error that Graft did not expect; please report it.")
     finally:
         code = _finish(code)

@@ -33,7 +33,8 @@ def by(told: Told, *, is_live: bool) -> Iterator[None]:
         _told, _is_shown = before
 
 
-def _tell(name: str | None, share: float, text: str) -> None:
+def tell(name: str | None, share: float, text: str) -> None:
+    """Tell whoever shows progress in our place; nobody, where nobody does."""
     if _told is not None:
         _told(name, share, text)
 
@@ -82,7 +83,7 @@ class Progress(_Shown):
         """`done` batches of `total` in an epoch, 1-based."""
         finished = (epoch - 1) * total + done
         for name, epochs in self._own.items():
-            _tell(name, min(finished / (epochs * total), 0.999), self._rows[name])
+            tell(name, min(finished / (epochs * total), 0.999), self._rows[name])
         if self._bar is not None:
             row = f"epoch {epoch}/{self._epochs} {self._row}"
             self._bar.update(self._task, completed=finished, total=self._epochs * total, row=row)
@@ -93,7 +94,7 @@ class Progress(_Shown):
             return
         for name, row in rows.items():
             self._rows[name] = f"epoch {row['epoch']}/{self._own[name]}  {_in_short(row)}"
-            _tell(name, min(row["epoch"] / self._own[name], 0.999), self._rows[name])
+            tell(name, min(row["epoch"] / self._own[name], 0.999), self._rows[name])
         first = next(iter(rows.values()))
         said = in_words(first) if len(rows) == 1 else _range(rows)
         # A bar leaves little room: first what selects, and what comes after it may be cut.
@@ -137,7 +138,7 @@ class Counter(_Shown):
     def advance(self, count: int) -> None:
         self._done += count
         now = time.monotonic()
-        _tell(None, 0.0, f"{self._title} {self._done:,} of {self._whole:,}")
+        tell(None, 0.0, f"{self._title} {self._done:,} of {self._whole:,}")
         if self._bar is not None:
             row = f"{self._done:,} of {self._whole:,}"
             self._bar.update(self._task, completed=self._done, row=row)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from graft.errors import RecordError
 from graft.record import SWEEP
-from graft.status.show import as_json, lines, table
+from graft.status.show import as_json, lines, summary, table
 from graft.status.state import sweep_state
 
 WATCH_S = 2.0
@@ -67,7 +67,7 @@ def _list(outputs: Path) -> int:
     if not folders:
         raise RecordError(f"{outputs} holds no sweep.")
     for folder in folders:
-        print(f"{folder}: {lines(sweep_state(folder))[0]}")
+        print(f"{folder}: {summary(sweep_state(folder))}")
     return 0
 
 

@@ -9,15 +9,20 @@ from graft.status.state import RunState, SweepState
 _STYLES = {"completed": "green", "running": "bold", "waiting": "dim", "stopped": "yellow"}
 
 
-def lines(sweep: SweepState) -> list[str]:
-    """What there is to say besides the table."""
+def summary(sweep: SweepState) -> str:
+    """How many runs there are, and in which states."""
     counts = [(state, sweep.count(state)) for state in dict.fromkeys(r.state for r in sweep.runs)]
     said = ", ".join(f"{count} {state}" for state, count in counts)
-    done = sweep.count("completed")
-    out = [f"{len(sweep.runs)} runs: {said}" if said else "no runs"]
+    return f"{len(sweep.runs)} runs: {said}" if said else "no runs"
+
+
+def lines(sweep: SweepState) -> list[str]:
+    """What there is to say below the table."""
+    out = [f"{run.name}: {run.state}: {run.reason}" for run in sweep.runs if run.reason]
+    out.append(summary(sweep))
     if sweep.driver:
         out.append(f"driven by {sweep.driver}")
-    elif done < len(sweep.runs):
+    elif sweep.count("completed") < len(sweep.runs):
         out.append(f"nobody works on it; this goes on with it:\n  {sweep.command}")
     return out
 
@@ -31,7 +36,7 @@ def table(sweep: SweepState) -> Any:
     axes = list(dict.fromkeys(key for run in sweep.runs for key in run.choices))
     metrics = list(dict.fromkeys(run.metric for run in sweep.runs))
     heads = [*(axes or ["run"]), "state", "epoch", metrics[0] if len(metrics) == 1 else "best",
-             "slot", "starts", "written", "reason"]  # fmt: skip
+             "slot", "starts", "written"]  # fmt: skip
     rows = [_cells(run, axes, len(metrics) == 1) for run in sweep.runs]
     used = [place for place in range(len(heads)) if any(row[place] for row in rows)]
     shown = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
@@ -53,7 +58,6 @@ def _cells(run: RunState, axes: Sequence[str], is_one_metric: bool) -> list[str]
         run.slot,
         str(run.attempts) if run.attempts > 1 else "",
         _ago(run.age_s),
-        run.reason,
     ]
 
 

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from graft import metrics, record, train
+from graft import metrics, progress, record, train
 from graft.config import METRICS, RunConfig, from_dict, to_dict
 from graft.data.raw import SHOWN, listed
 from graft.dataset import load_dataset
@@ -75,6 +75,7 @@ def _trained(asked: Sequence[Asked], slot: str) -> dict[str, float | Exception]:
 
     def ended(member: Member, outcome: Outcome) -> None:
         one, _, follower = runs[member.folder]
+        progress.tell(one.name, 1.0, "failed" if isinstance(outcome, Exception) else "completed")
         if isinstance(outcome, Exception):
             outcomes[one.name] = _failure(one, outcome, follower)
         else:
