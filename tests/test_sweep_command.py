@@ -213,3 +213,16 @@ def test_with_a_launcher_of_others_each_job_sees_to_itself_and_the_report_is_the
     assert (home.outputs / "s" / "report.html").is_file()
     table = pd.read_csv(home.outputs / "s" / "results.csv")
     assert table["status"].tolist() == ["completed", "completed"]
+
+
+@pytest.mark.slow
+def test_submitits_launcher_runs_the_same_jobs_and_the_report_is_there(home: Home) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    asked = ("optimizer.lr=1e-2,1e-3", "sweep.name=s", "epochs=1")
+    done = home.graft(*asked, "hydra/launcher=submitit_local")
+    assert done.returncode == 0, done.stderr
+    assert (home.outputs / "s" / "report.html").is_file()
+    table = pd.read_csv(home.outputs / "s" / "results.csv")
+    assert table["status"].tolist() == ["completed", "completed"]
+    again = home.graft(*asked)
+    assert "All 2 runs are finished already" in again.stderr

@@ -116,7 +116,8 @@ def prepare(jobs: Sequence[DictConfig]) -> Plan:
 
 def _begin(jobs: Sequence[DictConfig], *, is_alone: bool) -> "sweep.Prepared":
     global _driver
-    if any(job.tracking.uri != "off" and not job.sweep.dry_run for job in jobs):
+    first = jobs[0]
+    if first.tracking.uri != "off" and not first.sweep.dry_run:
         tracking.warm_up()
     from graft import sweep
 
@@ -131,12 +132,12 @@ def _begin(jobs: Sequence[DictConfig], *, is_alone: bool) -> "sweep.Prepared":
         if problems:
             raise ConfigError("\n".join(problems))
         if asked[0].config.sweep.dry_run:
-            return _shown(asked, jobs[0], names)
+            return _shown(asked, first, names)
         _driver, prepared = sweep.prepare(
             asked, command=_command(), driver=_driver, is_alone=is_alone
         )
     except BadRequest:
-        _remove_traces(jobs[0], names)
+        _remove_traces(first, names)
         raise
     return prepared
 
@@ -214,13 +215,13 @@ def _remove_traces(job: DictConfig, names: Sequence[str]) -> None:
 
 def typed(cfg: DictConfig) -> RunConfig:
     """The typed configuration of a composed one."""
-    values = OmegaConf.to_container(cfg, resolve=False)
-    assert isinstance(values, dict)
-    values.pop("hydra", None)
-    values.pop("experiment", None)
-    plain = OmegaConf.to_container(OmegaConf.create(values), resolve=True)
-    assert isinstance(plain, dict)
-    return from_dict({str(key): value for key, value in plain.items()})
+    kept = [str(key) for key in cfg if key not in ("hydra", "experiment")]
+    return from_dict({key: _plain(cfg[key]) for key in kept})
+
+
+def _plain(node: Any) -> Any:
+    """A part of a configuration without interpolations, which may lead to other parts."""
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
 def _job(cfg: DictConfig) -> float:

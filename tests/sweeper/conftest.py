@@ -63,3 +63,13 @@ def launch(tmp_path: Path) -> Launch:
             return chosen.launch(jobs, first)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[None]:
+    """This process is connected to a cluster of four processors and four GPUs, as declared."""
+    from hydra_plugins.gpu_launcher._ray_cluster import Demand, connect
+
+    close = connect(Demand(init={"num_cpus": 4, "num_gpus": 4}))
+    yield
+    close()

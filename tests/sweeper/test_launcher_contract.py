@@ -1,5 +1,9 @@
 """Hydra's own published suites for launchers, over every executor."""
 
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
 import pytest
 from hydra.test_utils.launcher_common_tests import (
     BatchedSweeperTestSuite,
@@ -16,22 +20,46 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-@pytest.mark.parametrize(("launcher_name", "overrides"), [(name, []) for name in EXECUTORS])
+ON_RAY = (
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray"),
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_cluster_for_all(request: pytest.FixtureRequest) -> None:
+    if request.node.callspec.params.get("launcher_name") == "slots_ray":
+        request.getfixturevalue("ray_cluster")
+
+
+def over_each(*overrides: str) -> list[Any]:
+    on_ray = pytest.param("slots_ray", ["hydra.launcher.slots=2", *overrides], marks=ON_RAY)
+    return [*((name, list(overrides)) for name in EXECUTORS), on_ray]
+
+
+def as_commands() -> list[Any]:
+    def flags(name: str, *more: str) -> tuple[dict[str, Any], Sequence[str]]:
+        return {}, ["-m", f"hydra/launcher={name}", *more]
+
+    on_ray = flags("slots_ray", "hydra.launcher.init={num_cpus: 2}")
+    return [
+        *(flags(name) for name in EXECUTORS),
+        pytest.param(*on_ray, marks=ON_RAY, id="slots_ray"),
+    ]
+
+
+@pytest.mark.parametrize(("launcher_name", "overrides"), over_each())
 class TestLauncher(LauncherTestSuite):
     pass
 
 
 @pytest.mark.parametrize(
-    ("launcher_name", "overrides"),
-    [(name, ["hydra.sweeper.max_batch_size=2"]) for name in EXECUTORS],
+    ("launcher_name", "overrides"), over_each("hydra.sweeper.max_batch_size=2")
 )
 class TestBatches(BatchedSweeperTestSuite):
     pass
 
 
-@pytest.mark.parametrize(
-    ("task_launcher_cfg", "extra_flags"),
-    [({}, ["-m", f"hydra/launcher={name}"]) for name in EXECUTORS],
-)
+@pytest.mark.parametrize(("task_launcher_cfg", "extra_flags"), as_commands())
 class TestIntegration(IntegrationTestSuite):
     pass

@@ -4,13 +4,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 
@@ -24,7 +26,8 @@ def apart(launch: Launch) -> Launch:
     """`launch` on two slots without a GPU, unless the settings say other."""
 
     def run(task: Callable[[Any], Any], jobs: Any, *settings: str, **options: Any) -> Any:
-        where = [] if any("gpus" in one for one in settings) else ["hydra.launcher.cpu_slots=2"]
+        says = any("gpus" in one or "cpu_slots" in one for one in settings)
+        where = [] if says else ["hydra.launcher.cpu_slots=2"]
         return launch(task, jobs, *where, *settings, launcher="slots", **options)
 
     return run
@@ -41,19 +44,31 @@ def outcomes(results: Sequence[JobReturn]) -> list[Any]:
 # --- devices --------------------------------------------------------------------------------
 
 
-def test_each_job_has_one_device_to_itself(apart: Launch) -> None:
-    def task(cfg: Any) -> Any:
-        started = time.time()
-        time.sleep(0.1)
-        return os.environ["CUDA_VISIBLE_DEVICES"], started, time.time(), os.getpid()
+@pytest.mark.parametrize(("per_gpu", "at_once"), [(1, 1), (2, 2)])
+def test_devices_are_shared_by_as_many_jobs_as_asked_and_share_the_load(
+    apart: Launch, tmp_path: Path, per_gpu: int, at_once: int
+) -> None:
+    def task(cfg: Any) -> int:
+        device = os.environ["CUDA_VISIBLE_DEVICES"]
+        (tmp_path / f"{cfg.a}.began").write_text(f"{device} {time.time()}")
+        time.sleep(0.4 if cfg.a % 4 == 0 else 0.2)
+        (tmp_path / f"{cfg.a}.ended").write_text(f"{device} {time.time()}")
+        return os.getpid()
 
-    found = outcomes(apart(task, jobs(16), "hydra.launcher.gpus=[0,1,2,3]"))
-    assert {device for device, *_ in found} == {"0", "1", "2", "3"}
-    by_device = {d: sorted(one[1:3] for one in found if one[0] == d) for d in "0123"}
-    for times in by_device.values():
-        assert all(end <= start for (_, end), (start, _) in pairwise(times))
-    # Workers stay for the next job.
-    assert len({pid for *_, pid in found}) == 4
+    devices = "hydra.launcher.gpus=[0,1,2,3]"
+    found = outcomes(apart(task, jobs(32), devices, f"hydra.launcher.per_gpu={per_gpu}"))
+    assert len({*found}) == 4 * per_gpu  # workers stay for the next job
+    changes: dict[str, list[tuple[float, int]]] = {}
+    for kind, change in {"began": 1, "ended": -1}.items():
+        for path in tmp_path.glob(f"*.{kind}"):
+            device, at = path.read_text().split()
+            changes.setdefault(device, []).append((float(at), change))
+    assert sorted(changes) == ["0", "1", "2", "3"]
+    assert sum(map(len, changes.values())) == 64
+    for own in changes.values():
+        running = list(accumulate(change for _, change in sorted(own)))
+        assert min(running) == 0 and max(running) == at_once
+        assert 4 <= len(own) // 2 <= 12  # of 32 jobs, 8 if all were equally fast
 
 
 def test_slots_of_declared_and_of_visible_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,19 +172,24 @@ def test_what_cannot_travel_is_told_in_words(apart: Launch) -> None:
     assert "cannot be pickled" in str(second)
 
 
-def test_a_silent_job_is_ended_and_one_that_logs_is_not(apart: Launch) -> None:
-    def task(cfg: Any) -> Any:
+def test_a_silent_job_is_ended_and_one_that_logs_or_tells_is_not(apart: Launch) -> None:
+    def task(cfg: Any) -> int:
         import logging
 
-        for _ in range(8):
+        from hydra_plugins.gpu_launcher import progress
+
+        for step in range(8):
             time.sleep(0.5)
             if cfg.a == 1:
                 logging.getLogger("app").info("at work")
-        return cfg.a
+            if cfg.a == 2:
+                progress.tell(2, step / 8)
+        return int(cfg.a)
 
-    silent, talking = outcomes(apart(task, jobs(2), "hydra.launcher.timeout_s=2.5"))
+    settings = ("hydra.launcher.timeout_s=2.5", "hydra.launcher.cpu_slots=3")
+    silent, logging, telling = outcomes(apart(task, jobs(3), *settings))
     assert "no sign of life for 2.5 s" in str(silent)
-    assert talking == 1
+    assert (logging, telling) == (1, 2)
 
 
 def test_fail_fast_ends_what_runs(apart: Launch) -> None:
@@ -192,6 +212,225 @@ def test_no_job_no_process(apart: Launch) -> None:
     assert len({*outcomes(apart(task, jobs(1)))}) == 1  # of two slots one was needed
 
 
+# --- before the first job ---------------------------------------------------------------------
+
+APPLICATION = """
+import os
+
+warm = []
+
+def warm_up():
+    warm.append(os.getpid())
+
+def warm_up_in_vain():
+    raise ImportError("not here")
+
+def prepare(jobs):
+    from hydra_plugins.gpu_launcher.plan import Plan, slot_names  # found anew, after Hydra's look
+    return Plan(done={0: slot_names(), 2: None})
+
+def interrupted(jobs):
+    raise KeyboardInterrupt
+"""
+
+
+@pytest.fixture
+def application(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A module that is found here and in the workers."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "some_application.py").write_text(APPLICATION)
+    monkeypatch.syspath_prepend(tmp_path / "own")
+    yield "some_application"
+    sys.modules.pop("some_application", None)
+
+
+def test_a_worker_warms_up_once_before_its_first_job(apart: Launch, application: str) -> None:
+    def task(cfg: Any) -> bool:
+        import some_application  # type: ignore[import-not-found]
+
+        return bool(some_application.warm == [os.getpid()])
+
+    setting = f"hydra.launcher.warm_up={application}.warm_up"
+    assert outcomes(apart(task, jobs(4), setting)) == [True] * 4
+
+
+def test_warming_up_in_vain_costs_no_job(apart: Launch, application: str) -> None:
+    for name in ("warm_up_in_vain", "nothing"):
+        setting = f"hydra.launcher.warm_up={application}.{name}"
+        assert outcomes(apart(lambda cfg: cfg.a, jobs(2), setting)) == [0, 1]
+
+
+def test_prepared_jobs_that_are_done_are_not_run(apart: Launch, application: str) -> None:
+    setting = f"hydra.launcher.prepare={application}.prepare"
+    found = apart(lambda cfg: cfg.a, jobs(4), setting)
+    assert outcomes(found) == [("cpu 0", "cpu 1"), 1, None, 3]
+    assert all(one.status == JobStatus.COMPLETED for one in found)
+
+
+def test_ctrl_c_while_jobs_are_prepared_leaves_no_process(apart: Launch, application: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        apart(lambda cfg: cfg.a, jobs(4), f"hydra.launcher.prepare={application}.interrupted")
+    assert time.monotonic() - began < 8  # nobody waits until the workers have started
+    assert not children()
+
+
+def test_what_an_application_imports_is_what_the_launcher_uses() -> None:
+    """Hydra executes a plugin's files when it looks for plugins, also those that are there."""
+    from hydra_plugins.gpu_launcher import ends, plan, progress
+
+    before = ends.TimedOut, plan.Plan, progress.tell
+    Plugins.instance()._initialize()
+    from hydra_plugins.gpu_launcher import ends, plan, progress
+
+    assert (ends.TimedOut, plan.Plan, progress.tell) == before
+
+
+# --- what a job says --------------------------------------------------------------------------
+
+
+def test_whatever_a_job_prints_costs_no_job(apart: Launch, capsys: Any) -> None:
+    def task(cfg: Any) -> int:
+        if cfg.a == 0:
+            sys.stdout.write("x" * 3_000_000 + "\r" + "y" * 100_000)
+        if cfg.a == 1:
+            os.write(1, bytes(range(256)) * 1000)
+        if cfg.a == 2:
+            sys.stdout.close()
+            os.close(1)
+        if cfg.a == 3:
+            for step in range(1000):
+                print(f"\r{step} of 1000", end="", file=sys.stderr)
+        if cfg.a == 4:
+            print("[red]not red[/]", "\x1b[31mred\x1b[0m", "é漢😀", "first\nsecond")
+        return int(cfg.a)
+
+    for num in range(5):
+        (value,) = outcomes(apart(task, [[f"a={num}"]], "hydra.launcher.cpu_slots=1"))
+        assert value == num
+        found = capsys.readouterr()
+        if num == 3:
+            assert "999 of 1000\n" in found.err and "998 of 1000" not in found.err
+        if num == 4:
+            assert "[red]not red[/] \x1b[31mred\x1b[0m é漢😀 first\nsecond\n" in found.out
+        assert max(map(len, found.out.split("\n"))) <= (1 << 17)
+
+
+def test_what_several_jobs_print_says_where_it_comes_from(apart: Launch, capsys: Any) -> None:
+    apart(lambda cfg: print("number", cfg.a), jobs(4))
+    lines = [line for line in capsys.readouterr().out.splitlines() if "number" in line]
+    assert sorted(line.split("] ")[1] for line in lines) == [f"number {num}" for num in range(4)]
+    assert {line.split("]")[0] for line in lines} <= {"[cpu 0", "[cpu 1"}
+
+
+@pytest.mark.parametrize("how", ["in its session", "in a session of its own"])
+def test_what_a_job_has_started_does_not_keep_the_launcher(apart: Launch, how: str) -> None:
+    def task(cfg: Any) -> int:
+        endless = [sys.executable, "-c", "while True: print('y' * 1000)"]
+        child = subprocess.Popen(endless, start_new_session=how != "in its session")
+        if cfg.a == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return child.pid
+
+    began = time.monotonic()
+    first, second = outcomes(apart(task, jobs(2), "hydra.launcher.cpu_slots=1"))
+    if how != "in its session":
+        os.kill(first, signal.SIGKILL)
+    assert "SIGKILL" in str(second)
+    assert time.monotonic() - began < 15
+    until(lambda: not is_there(first))
+
+
+def test_the_end_of_a_process_is_noticed_though_a_fork_of_it_lives(apart: Launch) -> None:
+    def task(cfg: Any) -> None:
+        from hydra_plugins.gpu_launcher import progress
+
+        if os.fork() == 0:
+            for _ in range(300):  # what a fork says is nobody's sign of life
+                progress.tell(None, 0.5)
+                time.sleep(0.1)
+            os._exit(0)
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    began = time.monotonic()
+    (error,) = outcomes(apart(task, jobs(1)))
+    assert "SIGKILL" in str(error)
+    assert time.monotonic() - began < 8
+
+
+def test_a_result_that_only_the_worker_can_read_is_told_in_words(
+    apart: Launch, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "far_away.py").write_text("class Value: pass\n")
+    folder = str(tmp_path / "elsewhere")
+
+    def task(cfg: Any) -> Any:
+        sys.path.insert(0, folder)
+        import far_away  # type: ignore[import-not-found]
+
+        return far_away.Value() if cfg.a else 0
+
+    first, second = outcomes(apart(task, jobs(2)))
+    assert first == 0
+    assert "its result cannot be read here (ModuleNotFoundError" in str(second)
+
+
+def test_an_application_that_cannot_travel_is_said_before_any_job(apart: Launch) -> None:
+    lock = threading.Lock()
+    with pytest.raises(HydraException, match="cannot be sent to a worker process: TypeError"):
+        apart(lambda cfg: lock, jobs(1))
+
+
+def test_too_few_open_files_are_said_and_cost_no_job(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(
+        "import resource, hydra\n@hydra.main(version_base='1.3', config_path=None)\n"
+        "def main(cfg):\n    print('job', cfg.x)\n"
+        "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (24, hard))\nmain()\n"
+    )
+    settings = ["hydra/launcher=slots", "hydra.launcher.cpu_slots=8", "+x=range(8)"]
+    command = [sys.executable, "app.py", "-m", *settings]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    printed = [line[-5:] for line in done.stdout.splitlines() if line.startswith("[cpu")]
+    assert sorted(printed) == [f"job {x}" for x in range(8)]
+    assert "Too many open files" in done.stdout
+
+
+# --- several launches -------------------------------------------------------------------------
+
+
+def test_a_launcher_can_be_asked_again(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(
+        "import hydra\n@hydra.main(version_base='1.3', config_path=None)\n"
+        "def main(cfg):\n    print('job', cfg.x)\nmain()\n"
+    )
+    settings = ["hydra/launcher=slots", "hydra.launcher.cpu_slots=2", "+x=0,1,2,3,4"]
+    command = [sys.executable, "app.py", "-m", *settings, "hydra.sweeper.max_batch_size=2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    printed = [line[-5:] for line in done.stdout.splitlines() if line.startswith("[cpu")]
+    assert sorted(printed) == [f"job {x}" for x in range(5)]
+    folders = [path.name for path in tmp_path.glob("multirun/*/*/*") if path.is_dir()]
+    assert sorted(folders) == list("01234")
+
+
+@pytest.mark.slow
+def test_ten_thousand_jobs_take_no_memory(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(
+        "import resource, hydra\n@hydra.main(version_base='1.3', config_path=None)\n"
+        "def main(cfg):\n    return cfg.x\nmain()\n"
+        "print('MB', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)\n"
+    )
+    used = []
+    for count in (100, 10_000):
+        settings = ["hydra/launcher=slots", f"+x=range({count})", "hydra.output_subdir=null"]
+        command = [sys.executable, "app.py", "-m", *settings, "hydra.launcher.cpu_slots=2"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        used.append(int(done.stdout.split("MB")[1]))
+    assert used[1] - used[0] < 150
+
+
 # --- the launcher is stopped ----------------------------------------------------------------
 
 APP = """
@@ -208,24 +447,66 @@ main()
 """
 
 
+UNWINDS = """
+import signal
+class Terminated(BaseException): pass
+def unwind(number, frame): raise Terminated
+signal.signal(signal.SIGTERM, unwind)
+"""
+
+
 @pytest.mark.parametrize(("sent", "is_in_order"), [(signal.SIGINT, True), (signal.SIGKILL, False)])
 def test_no_process_outlives_the_launcher(
     tmp_path: Path, sent: signal.Signals, is_in_order: bool
 ) -> None:
-    (tmp_path / "app.py").write_text(APP)
+    driver, folder, pids = started(tmp_path)
+    with driver:
+        driver.send_signal(sent)
+        driver.wait(30)
+    until(lambda: not any(is_there(pid) for pid in pids))
+    assert len(list(folder.glob("*.saved"))) == (2 if is_in_order else 0)
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
+    driver, _, pids = started(tmp_path, APP.replace("raise\n", "time.sleep(60)\n"))
+    with driver:
+        driver.send_signal(signal.SIGINT)
+        time.sleep(1)
+        assert driver.poll() is None  # the jobs are given time to save what they have
+        began = time.monotonic()
+        driver.send_signal(signal.SIGINT)
+        driver.wait(30)
+        assert time.monotonic() - began < 5
+    until(lambda: not any(is_there(pid) for pid in pids))
+
+
+def test_an_application_that_unwinds_at_a_signal_leaves_no_process(tmp_path: Path) -> None:
+    driver, folder, pids = started(tmp_path, UNWINDS + APP)
+    with driver:
+        driver.send_signal(signal.SIGTERM)
+        driver.wait(30)
+    until(lambda: not any(is_there(pid) for pid in pids))
+    assert len(list(folder.glob("*.saved"))) == 2
+
+
+def started(tmp_path: Path, app: str = APP) -> tuple["subprocess.Popen[bytes]", Path, list[int]]:
+    """(a launcher with two running jobs, their folder, their processes)"""
+    (tmp_path / "app.py").write_text(app)
     folder = tmp_path / "pids"
     folder.mkdir()
     command = [
         sys.executable, "app.py", "-m", "hydra/launcher=slots", f"+folder={folder}",
         "hydra.launcher.cpu_slots=2", "+x=0,1",
     ]  # fmt: skip
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) as driver:
-        until(lambda: len(list(folder.iterdir())) == 2)
-        pids = [int(path.name) for path in folder.iterdir()]
-        driver.send_signal(sent)
-        driver.wait(30)
-    until(lambda: not any(is_there(pid) for pid in pids))
-    assert len(list(folder.glob("*.saved"))) == (2 if is_in_order else 0)
+    driver = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    until(lambda: len(list(folder.iterdir())) == 2)
+    return driver, folder, [int(path.name) for path in folder.iterdir()]
+
+
+def children() -> list[str]:
+    """Worker processes of this one."""
+    mine = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return [pid for pid in mine if b"_worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def until(is_so: Callable[[], bool]) -> None:

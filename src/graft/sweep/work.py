@@ -96,10 +96,11 @@ def _follower(one: Asked, number: int) -> RunTracking | OffRun:
 def _announce(asked: Sequence[Asked], numbers: Sequence[int], total: int) -> None:
     names = [one.name for one in asked]
     if len(names) == 1:
-        log.info("run %d of %d: %s", numbers[0] + 1, total, names[0])
+        log.info("%s: %s", f"run {numbers[0] + 1} of {total}" if total else "run", names[0])
         return
     shown = listed([str(number + 1) for number in numbers])
-    log.info("runs %s of %d, one array:", shown, total)
+    # On a machine that does not see the sweep's folder, nobody knows their numbers.
+    log.info("%s, one array:", f"runs {shown} of {total}" if total else f"{len(names)} runs")
     for name in names[:SHOWN]:
         log.info("  %s", name)
     if len(names) > SHOWN:

@@ -96,7 +96,10 @@ def run(array: Array, work: Work) -> list[JobReturn]:
     Raises:
         BaseException: what is meant to end the process, as KeyboardInterrupt is.
     """
-    configs = [work.composed(job) for job in array]
+    try:
+        configs = [work.composed(job) for job in array]
+    except Exception as error:  # it could be before: a file has changed, or a variable
+        return [_job.failed(job, error) for job in array]
     if work.together is None or not array[0].is_in_array:
         (job,), (config,) = array, configs
         return [_job.run(job, config, work.task, work.context)]

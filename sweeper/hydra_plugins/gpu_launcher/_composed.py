@@ -50,6 +50,7 @@ class _Composer:
         self._loader = loader
         self._templates: _Templates | None = None
         self._is_exact: bool | None = None
+        self._sound: set[int] = set()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
@@ -62,7 +63,15 @@ class _Composer:
         self, master_config: DictConfig, sweep_overrides: Sequence[str]
     ) -> DictConfig:
         """See `ConfigLoader`; a new configuration at each call."""
-        own = list(sweep_overrides)
+        composed = self._composed(master_config, list(sweep_overrides))
+        self._sound.add(hash(tuple(sweep_overrides)))
+        return composed
+
+    def has_composed(self, sweep_overrides: Sequence[str]) -> bool:
+        """Whether a job with these overrides was composed before: Hydra's sweeper tries all."""
+        return hash(tuple(sweep_overrides)) in self._sound
+
+    def _composed(self, master_config: DictConfig, own: list[str]) -> DictConfig:
         copied = None if self._is_exact is False else self._copy(master_config, own)
         if copied is not None and self._is_exact:
             return copied

@@ -12,10 +12,12 @@ from typing import Any, NamedTuple, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobReturn, JobStatus, run_job
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
+
+from hydra_plugins.gpu_launcher._hydra_job import run_job
 
 log = logging.getLogger(__name__)
 
@@ -181,13 +183,7 @@ def run(job: Job, config: DictConfig, task: TaskFunction, context: HydraContext)
 def _run(job: Job, config: DictConfig, task: TaskFunction, context: HydraContext) -> JobReturn:
     handlers = logging.getLogger().handlers
     try:
-        result = run_job(
-            hydra_context=context,
-            task_function=task,
-            config=config,
-            job_dir_key="hydra.sweep.dir",
-            job_subdir_key="hydra.sweep.subdir",
-        )
+        result = run_job(config, task, context)
     except SystemExit as exit_:
         error = RuntimeError(f"it called sys.exit({exit_.code!r}) instead of returning")
         error.__cause__ = exit_

@@ -7,6 +7,7 @@ in _job.py, how an array runs in _array.py, what is retried in _queue.py, what i
 the same for every executor.
 """
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -41,15 +42,17 @@ log = logging.getLogger(__name__)
 
 
 class Executor(Protocol):
-    """Where jobs run: in this process, in worker processes that hold a slot, on a cluster.
+    """Where jobs run: in this process, in worker processes that hold a slot, on a cluster."""
 
-    Attributes:
-        slot_names: places in which one array runs at a time.
-        is_apart: whether they run in other processes than this one.
-    """
+    @property
+    def slot_names(self) -> Sequence[str]:
+        """Places in which one array runs at a time."""
+        ...
 
-    slot_names: Sequence[str]
-    is_apart: bool
+    @property
+    def is_apart(self) -> bool:
+        """Whether they are in other processes than this one."""
+        ...
 
     def started(self, work: Work, view: View, num_jobs: int) -> AbstractContextManager[None]:
         """Entered before the jobs are planned: workers can start meanwhile. Leaves nothing behind.
@@ -146,7 +149,10 @@ def _labels(overrides: Sequence[Sequence[str]]) -> list[str]:
 def _check(jobs: Sequence[Job], work: Work) -> None:
     """Every job can be composed, or everything that is wrong with any of them is said."""
     problems = []
+    is_known = getattr(work.context.config_loader, "has_composed", lambda overrides: False)
     for job in jobs:
+        if is_known(job.overrides):
+            continue
         try:
             work.composed(job)
         except Exception as error:
@@ -235,11 +241,11 @@ def _run(
 
 def _report(failure: Failure, work: Work, told: Told | None, max_retries: int) -> None:
     config = _of_failed(failure.job, work)
-    path = log_file(config)
+    path = log_file(config) if config is not None else None
     where = f"\nLog: {os.path.relpath(path)}" if path else ""
     again = f"; tried again ({failure.retry} of {max_retries})" if failure.retry else ""
     log.error("%s failed%s: %s%s", failure.job, again, in_words(failure.error), where)
-    if told is None:
+    if told is None or config is None:
         return
     try:
         told(config, failure.error, failure.retry)
@@ -247,11 +253,12 @@ def _report(failure: Failure, work: Work, told: Told | None, max_retries: int) -
         log.exception("hydra.launcher.ended failed")
 
 
-def _of_failed(job: Job, work: Work) -> DictConfig:
-    try:
-        return work.placed(job)
-    except Exception:  # perhaps what it failed of
-        return work.composed(job)
+def _of_failed(job: Job, work: Work) -> DictConfig | None:
+    """Its configuration, as far as there is one: that may be what it failed of."""
+    for attempt in (work.placed, work.composed):
+        with contextlib.suppress(Exception):
+            return attempt(job)
+    return None
 
 
 def _summarize(jobs: Sequence[Job], results: dict[int, JobReturn]) -> None:

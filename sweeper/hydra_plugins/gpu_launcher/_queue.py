@@ -8,6 +8,8 @@ kills its process each time is found in a few starts, and the others come to the
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+from itertools import count
 
 from hydra.core.utils import JobReturn
 
@@ -40,34 +42,36 @@ class Queue:
     Args:
         arrays: in the order in which they should be run.
         num_slots: how many of them can run at a time. Where there are fewer arrays, the largest
-            are split, so that no slot stays idle.
+            are split, so that no slot stays idle. With several, the longest come first: a long one
+            that starts last keeps the others waiting for it.
         max_retries: of each job.
     """
 
     def __init__(self, arrays: Sequence[Array], num_slots: int = 1, max_retries: int = 0) -> None:
-        self._waiting: list[tuple[float, Array]] = [(0.0, one) for one in _split(arrays, num_slots)]
         self._longest_first = num_slots > 1
         self._max_retries = max_retries
         self._retries: dict[int, int] = {}
+        self._order = count()
+        # Heaps: (rank, order, array) of what may be taken, (time, order, array) of what may not.
+        self._ready = [
+            (self._rank(one), next(self._order), one) for one in _split(arrays, num_slots)
+        ]
+        heapify(self._ready)
+        self._later: list[tuple[float, int, Array]] = []
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._ready) + len(self._later)
 
     def due_in_s(self) -> float:
         """How long until something may be taken; 0: now. There must be something."""
-        return max(0.0, min(at for at, _ in self._waiting) - time.monotonic())
+        return 0.0 if self._ready else max(0.0, self._later[0][0] - time.monotonic())
 
     def take(self) -> Array | None:
         """The next array; None where there is none, or where it is too early for those left."""
-        now = time.monotonic()
-        due = [place for place, (at, _) in enumerate(self._waiting) if at <= now]
-        if not due:
-            return None
-        # A long one that starts last keeps the others waiting for it.
-        best = due[0]
-        if self._longest_first:
-            best = max(due, key=lambda place: len(self._waiting[place][1]))
-        return self._waiting.pop(best)[1]
+        while self._later and self._later[0][0] <= time.monotonic():
+            _, order, array = heappop(self._later)
+            heappush(self._ready, (self._rank(array), order, array))
+        return heappop(self._ready)[2] if self._ready else None
 
     def settle(
         self, array: Array, results: Sequence[JobReturn]
@@ -78,9 +82,8 @@ class Queue:
             (jobs that have ended, with their results; every failure)
         """
         errors = [exception(result) for result in results]
-        if len(array) > 1 and all(isinstance(error, NoResult) for error in errors):
-            middle = (len(array) + 1) // 2
-            for half in (array[:middle], array[middle:]):
+        if len(array) > 1 and all(_may_be_anothers(error) for error in errors):
+            for half in _halves(array):
                 self._again(half)
             return [], []
         ended, failures, again = [], [], []
@@ -96,9 +99,8 @@ class Queue:
             self._again(again, max(self._retries[job.num] for job in again))
         return ended, failures
 
-    def drop(self) -> None:
-        """Nothing more is to be started."""
-        self._waiting.clear()
+    def _rank(self, array: Array) -> int:
+        return -len(array) if self._longest_first else 0
 
     def _retry(self, job: Job, error: BaseException | None) -> int:
         """Which retry of a job comes next; 0: none."""
@@ -110,16 +112,24 @@ class Queue:
 
     def _again(self, array: Array, retry: int = 0) -> None:
         wait_s = min(RETRY_S * 2.0 ** (retry - 1), LONGEST_S) if retry else 0.0
-        self._waiting.append((time.monotonic() + wait_s, array))
+        heappush(self._later, (time.monotonic() + wait_s, next(self._order), array))
+
+
+def _may_be_anothers(error: BaseException | None) -> bool:
+    """Whether another job of the array may be to blame."""
+    return isinstance(error, NoResult) and not getattr(error, "is_final", False)
+
+
+def _halves(array: Array) -> list[Array]:
+    middle = (len(array) + 1) // 2
+    return [array[:middle], array[middle:]]
 
 
 def _split(arrays: Sequence[Array], num_slots: int) -> list[Array]:
     found = list(arrays)
     while found and len(found) < num_slots:
         place = max(range(len(found)), key=lambda i: len(found[i]))
-        array = found[place]
-        if len(array) == 1:
+        if len(found[place]) == 1:
             break
-        middle = (len(array) + 1) // 2
-        found[place : place + 1] = [array[:middle], array[middle:]]
+        found[place : place + 1] = _halves(found[place])
     return found

@@ -56,7 +56,7 @@ class Template:
             raise Doubt("a section that Hydra fills in stands elsewhere")
         for value in values:
             _check_itself(value)
-        config = _copied(self._config, None)
+        config = copied(self._config, None)
         assert isinstance(config, DictConfig)
         for value in values:
             _check_reach(config, value)
@@ -145,7 +145,7 @@ def _children(node: Node) -> list[Node]:
     return [content] if isinstance(content, Node) else []
 
 
-def _copied(node: Node, parent: Node | None) -> Node:
+def copied(node: Node, parent: Node | None) -> Node:
     """The node and all below it; a tenth of the time of `copy.deepcopy`, half of that of pickle.
 
     Values are shared, as OmegaConf's own copies share them: it never changes one in place.
@@ -162,11 +162,11 @@ def _copied(node: Node, parent: Node | None) -> Node:
     own["_parent"], own["_flags_cache"] = parent, None
     content = own.get("_content")
     if type(content) is dict:
-        own["_content"] = {key: _copied(child, new) for key, child in content.items()}
+        own["_content"] = {key: copied(child, new) for key, child in content.items()}
     elif type(content) is list:
-        own["_content"] = [_copied(child, new) for child in content]
+        own["_content"] = [copied(child, new) for child in content]
     elif content is not None and isinstance(content, Node):
-        own["_content"] = _copied(content, new)
+        own["_content"] = copied(content, new)
     return new
 
 

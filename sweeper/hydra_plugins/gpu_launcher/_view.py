@@ -1,12 +1,14 @@
 """What a person sees of a launch: a line for each thing that happens, or on a terminal a table of
 what runs, kept up to date, below those lines."""
 
+import contextlib
 import logging
+import os
 import sys
 import time
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, Self
 
 from hydra_plugins.gpu_launcher._array import Array, title
 from hydra_plugins.gpu_launcher._job import Job
@@ -16,6 +18,7 @@ log = logging.getLogger(__name__)
 
 # Below this share of the whole, how long it has taken says nothing of how long it will.
 ENOUGH = 0.02
+BAR = 12  # columns
 
 
 @dataclass
@@ -45,6 +48,7 @@ class View:
         self._began = time.monotonic()
 
     def __enter__(self) -> Self:
+        self._began = time.monotonic()
         return self
 
     def __exit__(
@@ -67,7 +71,8 @@ class View:
         """A job of a running array, or all of them, said how far it is."""
         for job in array if num is None else [job for job in array if job.num == num]:
             if shown := self.running.get(job.num):
-                shown.share, shown.text = min(max(share, 0.0), 1.0), text
+                shown.share = min(max(share, 0.0), 1.0) if share == share else 0.0  # not a number
+                shown.text = " ".join(text.split())
 
     def teller(self, array: Array) -> Teller:
         """For a job in this process."""
@@ -77,9 +82,18 @@ class View:
 
         return tell
 
-    def said(self, stream: TextIO, line: str, slot: str) -> None:
-        """A line that a job in another process printed."""
-        print(f"[{slot}] {line}" if self.num_slots > 1 else line, file=stream, flush=True)
+    def said(self, line: str, slot: str, *, is_error: bool) -> None:
+        """A line that a job in another process printed, on standard error or on standard output.
+
+        It costs no job anything that nobody listens, or that our terminal lacks a letter.
+        """
+        stream = sys.stderr if is_error else sys.stdout
+        shown = f"[{slot}] {line}" if self.num_slots > 1 else line
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        with contextlib.suppress(OSError, ValueError):
+            print(
+                shown.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True
+            )
 
     def ends(self, array: Array, *, num_ended: int, num_failed: int) -> None:
         """An array has ended.
@@ -97,7 +111,7 @@ class View:
     def left_s(self) -> float | None:
         """How long the rest will take if it goes on like this; None: nobody knows yet."""
         done = self._share()
-        if done < ENOUGH * (self.num_jobs - self._done_before):
+        if done <= 0 or done < ENOUGH * (self.num_jobs - self._done_before):
             return None
         spent = time.monotonic() - self._began
         return spent * (self.num_jobs - self.num_done - self._of_running()) / done
@@ -115,7 +129,8 @@ class View:
         return self.num_done - self._done_before + self._of_running()
 
     def _of_running(self) -> float:
-        return sum(shown.share for shown in self.running.values())
+        # A copy: the live view asks from a thread of its own.
+        return sum(shown.share for shown in list(self.running.values()))
 
 
 class LiveView(View):
@@ -130,18 +145,24 @@ class LiveView(View):
         super().__init__(num_jobs, num_slots)
         self._console = Console(stderr=True)
         self._live = Live(
-            get_renderable=self._table, console=self._console, transient=True, refresh_per_second=4
+            get_renderable=self._table,
+            console=self._console,
+            transient=True,
+            refresh_per_second=4,
+            # What goes to a file, or to another program, goes on to do so.
+            redirect_stdout=_is_terminal(sys.stdout),
         )
         self._redirected: list[tuple[logging.StreamHandler[Any], Any]] = []
 
     def __enter__(self) -> Self:
         before = {id(sys.stdout): "stdout", id(sys.stderr): "stderr"}
+        super().__enter__()
         self._live.start()
         # Handlers hold the streams that the live view has put itself in front of.
         for handler in _stream_handlers():
-            name = before.get(id(handler.stream))
-            if name is not None:
-                self._redirected.append((handler, handler.setStream(getattr(sys, name))))
+            stream = getattr(sys, before.get(id(handler.stream), ""), handler.stream)
+            if stream is not handler.stream:
+                self._redirected.append((handler, handler.setStream(stream)))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -149,25 +170,29 @@ class LiveView(View):
             handler.setStream(stream)
         self._live.stop()
 
-    def said(self, stream: TextIO, line: str, slot: str) -> None:
-        out = sys.stdout if stream is sys.__stdout__ else sys.stderr
-        super().said(out, line, slot)
-
     def _table(self) -> Any:
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
 
-        table = Table.grid(padding=(0, 1))
-        room = max(1, self._console.height - 3)
+        def line(words: str) -> Text:
+            return Text(words, no_wrap=True, overflow="ellipsis")
+
         running = list(self.running.values())
-        for one in running[:room]:
-            bar = ProgressBar(total=1.0, completed=one.share, width=12)
-            cells = [one.slot, one.job.label or f"job {one.job.num}"]
-            table.add_row(*(Text(cell, no_wrap=True) for cell in cells), bar, Text(one.text))
-        more = [Text(f"and {len(running) - room} more")] if len(running) > room else []
-        return Group(table, *more, Text(self.summary()))
+        # The terminal's last line stays free; else the table would push itself up.
+        room = len(running) if len(running) < self._console.height - 1 else self._console.height - 3
+        table = Table.grid(padding=(0, 1))
+        for is_whole in (True, False, True, False):  # the others give way
+            table.add_column(no_wrap=is_whole)
+        for one in running[: max(0, room)]:
+            bar = ProgressBar(total=1.0, completed=one.share, width=BAR)
+            table.add_row(
+                line(one.slot), line(one.job.label or f"job {one.job.num}"), bar, line(one.text)
+            )
+        more = len(running) - table.row_count
+        lines = [line(f"and {more} more")] if more else []
+        return Group(*([table] if table.row_count else []), *lines, line(self.summary()))
 
     def summary(self) -> str:
         """Counts and the time left, in a line."""
@@ -182,8 +207,8 @@ class LiveView(View):
 
 def view(num_jobs: int, num_slots: int, *, is_apart: bool) -> View:
     """The live view where jobs run in other processes and stderr is a terminal; else lines."""
-    is_terminal = is_apart and sys.stderr is not None and sys.stderr.isatty()
-    return (LiveView if is_terminal else View)(num_jobs, num_slots)
+    is_live = is_apart and _is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
+    return (LiveView if is_live else View)(num_jobs, num_slots)
 
 
 def span(seconds: float) -> str:
@@ -191,6 +216,12 @@ def span(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _is_terminal(stream: Any) -> bool:
+    with contextlib.suppress(AttributeError, ValueError):  # there is none, or it is closed
+        return bool(stream.isatty())
+    return False
 
 
 def _stream_handlers() -> list["logging.StreamHandler[Any]"]:

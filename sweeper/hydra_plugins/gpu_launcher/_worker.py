@@ -22,15 +22,20 @@ from typing import Any
 import cloudpickle
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, configure_log, setup_globals
+from hydra.errors import HydraException
 
 from hydra_plugins.gpu_launcher import _array, progress
 from hydra_plugins.gpu_launcher._composed import compose_once
 from hydra_plugins.gpu_launcher._job import Job, Work, exception, failed, in_words
 
 # A message is one of these and a pickle.
-ALIVE, DONE, TOLD = b"a", b"d", b"t"
+READY, ALIVE, DONE, TOLD = b"r", b"a", b"d", b"t"
 # Signs of life travel at most so often, and words of one job.
 EVERY_S = 0.2
+
+
+class Closed(Exception):
+    """The launcher wants nothing more, or is no longer there."""
 
 
 class Untold(RuntimeError):
@@ -42,15 +47,19 @@ def start_of(work: Work, *, is_live: bool, warm_up: str | None) -> bytes:
 
     Must be called after the sweep's folder was named: the time in its name is kept with it.
     """
-    blob: bytes = cloudpickle.dumps(
-        {
-            "warm_up": warm_up,
-            "is_live": is_live,
-            "work": work,
-            "singletons": Singleton.get_state(),
-        }
-    )
-    return blob
+    start = {
+        "warm_up": warm_up,
+        "is_live": is_live,
+        "work": work,
+        "singletons": Singleton.get_state(),
+    }
+    try:
+        return bytes(cloudpickle.dumps(start))
+    except Exception as error:
+        raise HydraException(
+            f"The application cannot be sent to a worker process: {in_words(error)}\n"
+            "Open files, locks and the like belong into modules, or into the function itself."
+        ) from error
 
 
 def main(file: int) -> None:
@@ -59,12 +68,16 @@ def main(file: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)
     pipe = Pipe(Connection(file))
+    # The launcher must see the pipe end when this process does, whoever was started by a job.
+    os.set_inheritable(file, False)
+    os.register_at_fork(after_in_child=pipe.forget)
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     # Told to stop, the job has had its chance to save what it has.
-    with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
+    with contextlib.suppress(Closed, KeyboardInterrupt):
         slot = cloudpickle.loads(pipe.receive())
         start = cloudpickle.loads(pipe.receive())
         work = begun(start, pipe, slot)
+        pipe.send(READY)
         while True:
             array = cloudpickle.loads(pipe.receive())
             pipe.send(DONE, pickle.dumps(run(array, work)))
@@ -126,11 +139,24 @@ class Pipe:
         self._alive_at = 0.0
 
     def receive(self) -> bytes:
-        return self._connection.recv_bytes()
+        try:
+            return self._connection.recv_bytes()
+        except (EOFError, OSError) as error:
+            raise Closed from error
 
     def send(self, kind: bytes, blob: bytes = b"") -> None:
-        with self._lock:
-            self._connection.send_bytes(kind + blob)
+        try:
+            with self._lock:
+                self._connection.send_bytes(kind + blob)
+        except OSError as error:
+            raise Closed from error
+
+    def forget(self) -> None:
+        """In a process that a job has forked: the worker alone speaks for itself."""
+        self._lock = threading.Lock()  # a thread that is not here may have held it
+        self._connection.close()
+        if signal.getsignal(signal.SIGTERM) is _stop:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def tell(self, num: int | None, share: float, text: str = "") -> None:
         """See `progress.tell`."""
@@ -138,7 +164,7 @@ class Pipe:
         if share < 1 and now - self._told_at.get(num, 0.0) < EVERY_S:
             return
         self._told_at[num] = self._alive_at = now
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Closed):
             self.send(TOLD, pickle.dumps((num, float(share), str(text))))
 
     def telling(self, factory: Any) -> Any:
@@ -151,7 +177,7 @@ class Pipe:
             now = time.monotonic()
             if now - self._alive_at >= EVERY_S:
                 self._alive_at = now
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(Closed):
                     self.send(ALIVE)
             return factory(*args, **kwargs)
 

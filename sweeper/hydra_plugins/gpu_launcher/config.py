@@ -46,7 +46,30 @@ class SlotsConf(SlotsInlineConf):
     timeout_s: float | None = None
 
 
-for name, node in {"slots_inline": SlotsInlineConf, "slots": SlotsConf}.items():
+@dataclass
+class SlotsRayConf(SlotsInlineConf):
+    """Actors on a Ray cluster that stay for the next job, one a slot."""
+
+    _target_: str = "hydra_plugins.gpu_launcher.launcher.SlotsRayLauncher"
+    # As for `slots`.
+    warm_up: str | None = None
+    timeout_s: float | None = None
+    # host:port, ray://host:port, or auto. Not set: a cluster on this machine, for one launch.
+    address: str | None = None
+    # What a slot holds; half a GPU puts two slots on one. Not set: 1 where the cluster has GPUs.
+    num_gpus: float | None = None
+    num_cpus: float = 1.0
+    # How many at most. Not set: as many as fit on the cluster.
+    slots: int | None = None
+    # Ray's, for the slots.
+    runtime_env: Any = None
+    # Further arguments of `ray.init`, for a cluster of the launcher's own.
+    init: Any = None
+
+
+_NODES = {"slots_inline": SlotsInlineConf, "slots": SlotsConf, "slots_ray": SlotsRayConf}
+
+for name, node in _NODES.items():
     ConfigStore.instance().store(
         group="hydra/launcher", name=name, node=node, provider="gpu_launcher"
     )

@@ -1,13 +1,13 @@
-"""What Hydra builds for `hydra/launcher=slots` and `slots_inline`; it keeps settings, no more."""
+"""What Hydra builds for `hydra/launcher=slots` and the like; it keeps settings, no more."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.gpu_launcher._composed import compose_once
 from hydra_plugins.gpu_launcher._function import function
@@ -113,3 +113,52 @@ class SlotsLauncher(SlotsInlineLauncher):
         gpus = None if self.gpus is None else list(self.gpus)
         found = slots(gpus, self.per_gpu, self.cpu_slots)
         return ProcessExecutor(found, self.timeout_s, self.warm_up)
+
+
+class SlotsRayLauncher(SlotsInlineLauncher):
+    """Runs a batch of jobs on a Ray cluster, in actors that hold a slot each.
+
+    Args:
+        address: of the cluster, as `ray.init` takes it; None: one on this machine, for this launch.
+        num_gpus: GPUs of a slot; None: 1 where the cluster has any, else 0.
+        num_cpus: processors of a slot.
+        slots: how many at most; None: as many as fit on the cluster.
+        runtime_env: Ray's, for the slots.
+        init: further arguments of `ray.init`, for a cluster of our own.
+        timeout_s: a worker that gives no sign of life for so long is ended; None: never.
+        warm_up: dotted path of a function without arguments that a worker calls first.
+        settings: those of `SlotsInlineLauncher`.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        num_gpus: float | None = None,
+        num_cpus: float = 1.0,
+        slots: int | None = None,
+        runtime_env: Mapping[str, Any] | None = None,
+        init: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+        warm_up: str | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(**settings)
+        if timeout_s is not None and timeout_s <= 0:
+            raise HydraException(f"hydra.launcher.timeout_s={timeout_s}: more than 0, or null.")
+        from hydra_plugins.gpu_launcher._ray_cluster import Demand
+
+        plain = (_plain(runtime_env), _plain(init))
+        self.demand = Demand(address, num_gpus, num_cpus, slots, *plain)
+        self.timeout_s, self.warm_up = timeout_s, warm_up
+
+    def _executor(self) -> Executor:
+        from hydra_plugins.gpu_launcher._ray import RayExecutor
+
+        return RayExecutor(self.demand, self.timeout_s, self.warm_up)
+
+
+def _plain(settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Settings without anything of Hydra's, as other libraries take them."""
+    found = OmegaConf.to_container(OmegaConf.create(dict(settings or {})), resolve=True)
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
