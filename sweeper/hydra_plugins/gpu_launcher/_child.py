@@ -45,6 +45,7 @@ class Child:
         self.heard_at = time.monotonic()
         self.array: Array = ()
         self.is_ready = False
+        self._timed_out: TimedOut | None = None
         ours, theirs = socket.socketpair()
         code = f"from hydra_plugins.gpu_launcher._worker import main; main({theirs.fileno()})"
         found = [path or os.getcwd() for path in sys.path]
@@ -93,11 +94,22 @@ class Child:
             if self.pipe.poll():
                 return self._read(self.pipe.recv_bytes())
         except (EOFError, OSError):
-            return WorkerDied(f"its process {self._end_in_words()}")
+            return self._died()
         if not is_alive:  # what it had started holds the pipe
-            return WorkerDied(f"its process {self._end_in_words()}")
-        if self._is_silent(timeout_s):
-            return TimedOut(f"it gave no sign of life for {timeout_s:g} s")
+            return self._died()
+        return self._silenced(timeout_s) if self._is_silent(timeout_s) else None
+
+    def _died(self) -> NoResult:
+        return self._timed_out or WorkerDied(f"its process {self._end_in_words()}")
+
+    def _silenced(self, timeout_s: float | None) -> NoResult | None:
+        """First it is told to stop, and may save what it has; then it is over."""
+        assert timeout_s is not None
+        if self._timed_out is not None:
+            return self._timed_out
+        self._timed_out = TimedOut(f"it gave no sign of life for {timeout_s:g} s")
+        self.stop()
+        self.heard_at = time.monotonic() - timeout_s + min(timeout_s, LAST_S)
         return None
 
     def dismiss(self) -> None:
