@@ -111,7 +111,7 @@ def prepare(jobs: Sequence[DictConfig]) -> Plan:
         BadRequest: everything that can be known to be wrong, of all jobs.
     """
     prepared = _begin(jobs, is_alone=True)
-    return Plan(prepared.arrays, prepared.done)
+    return Plan(prepared.arrays, prepared.done, prepared.lengths)
 
 
 def _begin(jobs: Sequence[DictConfig], *, is_alone: bool) -> "sweep.Prepared":

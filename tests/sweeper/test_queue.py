@@ -53,6 +53,14 @@ def test_with_several_slots_the_longest_come_first_and_equals_in_the_order_asked
     assert taken(queue) == [[4, 5, 6], [1, 2], [7, 8], [0], [3]]
 
 
+def test_how_long_a_job_takes_counts_for_order_and_for_splitting() -> None:
+    jobs = [Job(num, "", ()) for num in range(6)]
+    plan = Plan([[0, 1, 2], [3, 4]], lengths={3: 5.0, 4: 5.0})
+    arrays, _ = arrange(jobs, plan, "p")
+    assert taken(Queue(arrays, num_slots=2)) == [[3, 4], [0, 1, 2], [5]]
+    assert sorted(taken(Queue(arrays, num_slots=4))) == [[0, 1, 2], [3], [4], [5]]
+
+
 @pytest.mark.parametrize(
     ("sizes", "num_slots", "expected"),
     [

@@ -6,11 +6,11 @@ It holds the sweep's lock, keeps MLflow and the figures up to date with what the
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from graft import record, train
+from graft import backbones, record, train
 from graft.config import RunConfig, to_dict
 from graft.errors import ConfigError, RecordError
 from graft.identity import run_identity
@@ -36,10 +36,12 @@ class Prepared:
     Attributes:
         arrays: positions of the runs that are trained together.
         done: position -> metric that selects, of the runs that are finished already.
+        lengths: position -> how long a run takes, beside others: epochs, times blocks that train.
     """
 
     arrays: Sequence[Sequence[int]]
     done: Mapping[int, float]
+    lengths: Mapping[int, float] = field(default_factory=dict)
 
 
 class Driver:
@@ -86,7 +88,7 @@ class Driver:
         arrays = arrays_of(asked, done)
         _say(asked, arrays, done)
         self._open(asked[0].config)
-        return Prepared(arrays, done)
+        return Prepared(arrays, done, {place: _length(one) for place, one in enumerate(asked)})
 
     def failed(self, one: Asked, error: BaseException, *, is_final: bool) -> None:
         """A run has failed, perhaps without having been able to say so itself."""
@@ -179,6 +181,11 @@ def arrays_of(asked: Sequence[Asked], done: Mapping[int, float]) -> list[list[in
         if place not in done:
             found.setdefault(train.array_key(run.config), []).append(place)
     return list(found.values())
+
+
+def _length(one: Asked) -> float:
+    blocks = backbones.find(one.config.model.name).blocks
+    return float(one.config.epochs * len(one.config.strategy.trainable(list(blocks))))
 
 
 def _say(

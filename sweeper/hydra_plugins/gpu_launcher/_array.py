@@ -56,7 +56,14 @@ def arrange(jobs: Sequence[Job], asked: Any, prepare: str) -> tuple[list[Array],
     together = {position for array in arrays for position in array}
     alone = [[position] for position in range(len(jobs)) if position not in named]
     found: list[Array] = [
-        [replace(jobs[position], is_in_array=position in together) for position in array]
+        [
+            replace(
+                jobs[position],
+                is_in_array=position in together,
+                length=float(plan.lengths.get(position, 1.0)),
+            )
+            for position in array
+        ]
         for array in merge(arrays, alone, key=operator.itemgetter(0))
     ]
     return found, {jobs[position].num: value for position, value in plan.done.items()}
@@ -76,6 +83,11 @@ def _wrong(prepare: str, what: str) -> HydraException:
         "It may return None, a Plan (hydra_plugins.gpu_launcher.plan), or for each array of jobs "
         "that run together the list of their positions, counted from 0; each at most once."
     )
+
+
+def length(array: Array) -> float:
+    """How long it takes, in the application's unit."""
+    return sum(job.length for job in array)
 
 
 def title(array: Array) -> str:

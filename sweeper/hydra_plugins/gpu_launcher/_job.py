@@ -39,12 +39,14 @@ class Job:
         overrides: all of its own, as Hydra's sweeper gave them.
         is_in_array: whether the application asked for it to be run by its function for arrays, be
             it alone.
+        length: how long it takes, in the application's unit.
     """
 
     num: int
     label: str
     overrides: tuple[str, ...]
     is_in_array: bool = False
+    length: float = 1.0
 
     @property
     def of_task(self) -> list[str]:

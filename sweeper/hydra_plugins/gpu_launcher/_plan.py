@@ -14,10 +14,13 @@ class Plan:
         arrays: for each array of jobs that run together, their positions in the list that `prepare`
             was given, counted from 0. A job in none is an array of its own.
         done: position -> value of a job that has been run before; it is not run again.
+        lengths: position -> how long a job takes, in any unit; 1 for a job that is not named. Long
+            arrays are started first, and split first where slots would stay idle.
     """
 
     arrays: Sequence[Sequence[int]] = ()
     done: Mapping[int, Any] = field(default_factory=dict)
+    lengths: Mapping[int, float] = field(default_factory=dict)
 
 
 _slots: tuple[str, ...] = ()

@@ -13,7 +13,7 @@ from itertools import count
 
 from hydra.core.utils import JobReturn
 
-from hydra_plugins.gpu_launcher._array import Array
+from hydra_plugins.gpu_launcher._array import Array, length
 from hydra_plugins.gpu_launcher._job import Job, exception
 from hydra_plugins.gpu_launcher.ends import NoResult
 
@@ -99,8 +99,8 @@ class Queue:
             self._again(again, max(self._retries[job.num] for job in again))
         return ended, failures
 
-    def _rank(self, array: Array) -> int:
-        return -len(array) if self._longest_first else 0
+    def _rank(self, array: Array) -> float:
+        return -length(array) if self._longest_first else 0.0
 
     def _retry(self, job: Job, error: BaseException | None) -> int:
         """Which retry of a job comes next; 0: none."""
@@ -128,8 +128,9 @@ def _halves(array: Array) -> list[Array]:
 def _split(arrays: Sequence[Array], num_slots: int) -> list[Array]:
     found = list(arrays)
     while found and len(found) < num_slots:
-        place = max(range(len(found)), key=lambda i: len(found[i]))
-        if len(found[place]) == 1:
+        several = [i for i, array in enumerate(found) if len(array) > 1]
+        if not several:
             break
+        place = max(several, key=lambda i: length(found[i]))
         found[place : place + 1] = _halves(found[place])
     return found
