@@ -1,6 +1,7 @@
 """What many tests need: a cache of their own, and a small real data set."""
 
 import csv
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,10 @@ import pytest
 from PIL import Image
 
 from graft.config import RunConfig, from_dict
+
+# What starts in a shell's background ignores Ctrl-C, and so would the commands that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

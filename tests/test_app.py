@@ -18,6 +18,7 @@ from graft.record import read_run, read_runs
 TINY = (
     "model=mobilenet_v3_small", "model.weights=none", "image_size=32", "epochs=2",
     "batch_size=16", "device=cpu", "dataset=csv", "dataset.target=Male",
+    "hydra/launcher=graft_inline",  # without another process that imports PyTorch
 )  # fmt: skip
 
 
@@ -125,7 +126,9 @@ def test_predict_gives_the_run_its_test_predictions_again(
     assert (again["predicted"] == [(-1, 1)[i] for i in stored.predicted]).all()
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+@pytest.mark.parametrize(
+    "damage", ["flip", *(pytest.param(one, marks=pytest.mark.slow) for one in ("cut", "remove"))]
+)
 def test_a_damaged_checkpoint_is_not_used(
     swept: tuple[Path, "subprocess.CompletedProcess[str]"],
     tiny_pictures: Path,
@@ -169,7 +172,7 @@ def test_a_run_that_diverges_ends_alone_and_the_exit_code_tells(
         (["stratgy=full"], "stratgy"),
         (["hydra/launcher=sluts"], "hydra/launcher=sluts is not an option"),
         (["optimizer.lr=0"], "optimizer.lr=0: expected a number above 0"),
-        (["-m", "optimizer.lr=1e-3,nan"], "optimizer.lr=nan"),
+        pytest.param(["-m", "optimizer.lr=1e-3,nan"], "optimizer.lr=nan", marks=pytest.mark.slow),
         (["-m", "optimizer.lr=1e-3,1e-3"], "asked for twice"),
         (["-m", "output_dir=a,b"], "one sweep has one folder"),
         (["+optimizer.typo=1"], "optimizer.typo is not a key of optimizer"),

@@ -87,7 +87,7 @@ def source(run: train.Outcome) -> str:
         (FineTune(1), {"augmentation": Dihedral(), "batch_size": 7}),
         (FineTune(2), {"schedule": Cosine(warmup_epochs=0.5)}),
         (HeadOnly(), {"activations": "bfloat16"}),
-        (HeadOnly(), {"precision": "bfloat16"}),
+        pytest.param(HeadOnly(), {"precision": "bfloat16"}, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -141,6 +141,7 @@ def test_some_runs_failed_and_the_exit_code_and_the_table_say_so(broken: Any) ->
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_that_raised_once_goes_on_and_is_as_if_it_had_not(broken: Any, home: Home) -> None:
     broke, _ = broken
     found = read_run(broke.sweep / "seed=1")
@@ -209,7 +210,8 @@ def test_mlflow_has_a_run_for_each_with_its_true_end_and_no_point_twice(broken: 
 
 
 def test_a_diverged_run_is_not_tried_again(home: Home) -> None:
-    done = home.graft("optimizer.lr=1e30,1e-3", "epochs=2", "tracking=off")
+    done = home.graft("optimizer.lr=1e30,1e-3", "epochs=2", "tracking=off",
+                      "hydra/launcher=graft_inline", "hydra.launcher.max_retries=1")  # fmt: skip
     assert done.returncode == 1
     info = read_run(home.sweep / "optimizer.lr=1e+30").info
     assert info["status"] == "diverged" and info["attempts"] == 1
@@ -221,6 +223,7 @@ def test_a_diverged_run_is_not_tried_again(home: Home) -> None:
 # --- driver -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_of_two_commands_in_the_same_moment_one_works_and_one_is_refused(home: Home) -> None:
     asked = ("optimizer.lr=1e-2,1e-3", "epochs=1", "tracking=off")
     both = [home.start(*asked) for _ in range(2)]
@@ -251,6 +254,7 @@ def small_disk(home: Home) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_fails_the_runs_that_cannot_save_and_the_rest_goes_on_later(
     home: Home, small_disk: Path
 ) -> None:
@@ -275,6 +279,7 @@ def test_a_file_in_the_place_of_the_output_folder_is_refused(home: Home) -> None
     assert done.returncode == 2 and "outputs" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_deleted_under_a_run_costs_that_run(home: Home) -> None:
     import shutil
 

@@ -137,7 +137,11 @@ def assert_built_reused_and_live_are_equal(config: RunConfig, folder: Path) -> N
         (FineTune(2), {"augmentation": NoAugmentation(), "batch_size": 21}),
         pytest.param(HeadOnly(), {"batch_size": 1}, marks=pytest.mark.slow),
         (HeadOnly(), {"batch_size": 500}),
-        (FineTune(1), {"activations": "bfloat16", "precision": "bfloat16"}),
+        pytest.param(
+            FineTune(1),
+            {"activations": "bfloat16", "precision": "bfloat16"},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=str,
 )

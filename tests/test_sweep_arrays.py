@@ -17,7 +17,7 @@ STRATEGIES = "strategy=head_only,fine_tune"
 SWEEP = (
     "model=mobilenet_v3_small", "model.weights=none", "image_size=32", "epochs=2",
     "batch_size=16", "device=cpu", "dataset=csv", "dataset.target=Male", "tracking=off",
-    "sweep.name=s",
+    "sweep.name=s", "hydra/launcher=graft_inline",
 )  # fmt: skip
 
 Done = subprocess.CompletedProcess[str]

@@ -30,11 +30,13 @@ class Home:
     def __init__(self, path: Path, pictures: Path) -> None:
         self.path, self.outputs = path, path / "outputs"
         self._data = (f"dataset.csv={pictures / 'labels.csv'}", f"dataset.images={pictures}")
+        self._environment = {**os.environ, "GRAFT_CACHE": str(path / "cache")}
 
     def start(self, *arguments: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
             [sys.executable, "-m", "graft", "-m", *TINY, *self._data, *arguments], cwd=self.path,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            start_new_session=True,
         )  # fmt: skip
 
     def graft(self, *arguments: str) -> Done:
@@ -131,6 +133,7 @@ def test_a_sweep_that_is_worked_on_is_seen_refused_and_stopped_in_order(
     assert "nobody works on it; this goes on with it:" in said and "skipped" in said
 
 
+@pytest.mark.slow
 def test_what_was_stopped_goes_on_from_its_last_epoch(home: Home) -> None:
     run = home.outputs / "s" / "optimizer.lr=0.001"
     with training(home, "s", "optimizer.lr=1e-3,1e-4") as process:
@@ -177,8 +180,9 @@ def test_a_run_that_is_killed_says_so_and_another_takes_its_slot(home: Home) -> 
 # --- asked again --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_with_the_difference_unless_they_may_replace(home: Home) -> None:
-    asked = ("optimizer.lr=1e-2,1e-3", "sweep.name=s")
+    asked = ("optimizer.lr=1e-2,1e-3", "sweep.name=s", "hydra/launcher=graft_inline")
     assert home.graft(*asked, "epochs=1").returncode == 0
     refused = home.graft(*asked, "epochs=2")
     assert refused.returncode == 2
@@ -189,8 +193,9 @@ def test_other_settings_are_refused_with_the_difference_unless_they_may_replace(
         assert len(pd.read_csv(path)) == 2
 
 
+@pytest.mark.slow
 def test_a_damaged_list_of_runs_is_made_anew_from_their_folders(home: Home) -> None:
-    asked = ("optimizer.lr=1e-2,1e-3", "sweep.name=s", "epochs=1")
+    asked = ("optimizer.lr=1e-2,1e-3", "sweep.name=s", "epochs=1", "hydra/launcher=graft_inline")
     assert home.graft(*asked).returncode == 0
     path = home.outputs / "s" / "sweep.json"
     before = {run["run"] for run in (read_json(path) or {})["runs"]}

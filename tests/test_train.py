@@ -145,7 +145,7 @@ def test_early_stopping_ends_after_patience(tiny_config: RunConfig, tmp_path: Pa
         {"augmentation": RandomCrop()},
         {"loss": CrossEntropy(class_weights="balanced", label_smoothing=0.1)},
         {"sampling": "balanced"},
-        {"precision": "bfloat16"},
+        pytest.param({"precision": "bfloat16"}, marks=pytest.mark.slow),
         {"batch_size": 500},
         {"batch_size": 63},
         {"metric": "val_loss"},

@@ -27,7 +27,7 @@ from graft.record import CHECKPOINT, EPOCHS, RUN, read_json, read_run, read_runs
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 
-EPOCHS_ASKED = 16
+EPOCHS_ASKED = 10
 COMMAND = (
     "-m", "strategy=head_only,fine_tune", "optimizer.lr=1e-2,3e-3,1e-3,3e-4", "sweep.name=chaos",
     "model=mobilenet_v3_small", "model.weights=none", "image_size=64", "batch_size=4",
@@ -270,7 +270,7 @@ def tell_a_story(
 def test_a_sweep_that_is_killed_again_and_again_is_as_if_nothing_had_been(
     undisturbed: dict[str, Any], tiny_pictures: Path, tmp_path: Path
 ) -> None:
-    tell_a_story(7, 4, tiny_pictures, tmp_path, undisturbed)
+    tell_a_story(7, 3, tiny_pictures, tmp_path, undisturbed)
 
 
 @pytest.mark.slow

@@ -426,7 +426,7 @@ def test_jobs_do_not_know_each_other(app: Enter) -> None:
 def test_no_job_is_kept(app: Enter) -> None:
     def alive() -> int:
         gc.collect()
-        return sum(isinstance(thing, DictConfig) for thing in gc.get_objects())
+        return sum(type(thing) is DictConfig for thing in gc.get_objects())
 
     loaders = app()
     for num in range(10):

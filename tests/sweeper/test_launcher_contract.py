@@ -43,7 +43,8 @@ def as_commands() -> list[Any]:
 
     on_ray = flags("slots_ray", "hydra.launcher.init={num_cpus: 2}")
     return [
-        *(flags(name) for name in EXECUTORS),
+        flags("slots_inline"),
+        pytest.param(*flags("slots"), marks=pytest.mark.slow, id="slots"),
         pytest.param(*on_ray, marks=ON_RAY, id="slots_ray"),
     ]
 

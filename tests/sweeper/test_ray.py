@@ -73,6 +73,7 @@ def test_each_job_has_one_device_to_itself(far: Launch) -> None:
     assert len({pid for *_, pid in found}) <= 4
 
 
+@pytest.mark.slow
 def test_a_slot_without_a_gpu_sees_none(far: Launch) -> None:
     def task(cfg: Any) -> Any:
         return os.environ["CUDA_VISIBLE_DEVICES"], progress.slot()
@@ -153,6 +154,7 @@ def test_a_job_that_dies_costs_itself_alone(far: Launch, capsys: Any) -> None:
     assert "4 of 8 jobs failed" in said
 
 
+@pytest.mark.slow
 def test_an_actor_that_is_killed_costs_a_retry(far: Launch, tmp_path: Path, capfd: Any) -> None:
     def task(cfg: Any) -> Any:
         been = tmp_path / f"been {cfg.a}"
@@ -168,6 +170,7 @@ def test_an_actor_that_is_killed_costs_a_retry(far: Launch, tmp_path: Path, capf
     assert "raylet" not in out + error
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_while_idle_costs_nothing(far: Launch, tmp_path: Path) -> None:
     def task(cfg: Any) -> str:
         been = tmp_path / "been"
@@ -205,6 +208,7 @@ def test_a_silent_job_is_ended_and_one_that_logs_is_not(
     assert len(told) == 8 and set(told) == {"at work"}
 
 
+@pytest.mark.slow
 def test_what_jobs_print_is_seen_once_with_its_slot(far: Launch, capfd: Any) -> None:
     def task(cfg: Any) -> None:
         print(f"hello from {cfg.a}")
@@ -248,6 +252,7 @@ def test_slots_that_never_get_ready_end_the_launch(
     assert "no worker gets ready: its process was ended by signal 6 (SIGABRT)" in str(error)
 
 
+@pytest.mark.slow
 def test_a_slot_waits_for_what_others_use(far: Launch) -> None:
     import ray
 
@@ -380,6 +385,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_a_node_that_is_lost_costs_a_retry_and_nothing_else(tmp_path: Path, nodes: Cluster) -> None:
     folder = tmp_path / "ran"
     folder.mkdir()
