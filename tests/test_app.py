@@ -151,6 +151,7 @@ def test_a_damaged_checkpoint_is_not_used(
     assert "model.safetensors is not the file that this run wrote" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_ends_alone_and_the_exit_code_tells(
     data: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -173,7 +174,7 @@ def test_a_run_that_diverges_ends_alone_and_the_exit_code_tells(
         (["hydra/launcher=sluts"], "hydra/launcher=sluts is not an option"),
         (["optimizer.lr=0"], "optimizer.lr=0: expected a number above 0"),
         pytest.param(["-m", "optimizer.lr=1e-3,nan"], "optimizer.lr=nan", marks=pytest.mark.slow),
-        (["-m", "optimizer.lr=1e-3,1e-3"], "asked for twice"),
+        pytest.param(["-m", "optimizer.lr=1e-3,1e-3"], "asked for twice", marks=pytest.mark.slow),
         (["-m", "output_dir=a,b"], "one sweep has one folder"),
         (["+optimizer.typo=1"], "optimizer.typo is not a key of optimizer"),
         (["+typo=1"], "typo is not a key"),
@@ -202,6 +203,7 @@ def test_a_bad_request_is_answered_by_name_with_exit_code_2(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_batch_larger_than_the_training_set_trains_with_a_warning(
     data: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -220,6 +222,7 @@ def test_help_says_what_can_be_chosen_and_three_commands(tmp_path: Path) -> None
         assert word in done.stdout, word
 
 
+@pytest.mark.slow
 def test_a_password_in_the_tracking_address_is_written_nowhere(
     data: tuple[str, ...], tmp_path: Path
 ) -> None:

@@ -85,7 +85,7 @@ def source(run: train.Outcome) -> str:
         (HeadOnly(), {"augmentation": NoAugmentation(), "sampling": "balanced"}),
         (FineTune(1), {}),
         (FineTune(1), {"augmentation": Dihedral(), "batch_size": 7}),
-        (FineTune(2), {"schedule": Cosine(warmup_epochs=0.5)}),
+        pytest.param(FineTune(2), {"schedule": Cosine(warmup_epochs=0.5)}, marks=pytest.mark.slow),
         (HeadOnly(), {"activations": "bfloat16"}),
         pytest.param(HeadOnly(), {"precision": "bfloat16"}, marks=pytest.mark.slow),
     ],
@@ -154,7 +154,9 @@ def test_a_cache_that_cannot_be_used_costs_a_warning(
     assert len(warnings) == 1
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+@pytest.mark.parametrize(
+    "damage", ["flip", *(pytest.param(one, marks=pytest.mark.slow) for one in ("cut", "remove"))]
+)
 def test_a_damaged_entry_is_built_again(
     base: RunConfig, dataset: LoadedDataset, tmp_path: Path, damage: str
 ) -> None:
@@ -174,7 +176,13 @@ def test_a_damaged_entry_is_built_again(
 
 
 @pytest.mark.parametrize(
-    "changes", [{"image_size": 40}, {"precision": "bfloat16"}, {"strategy": FineTune(2)}], ids=str
+    "changes",
+    [
+        {"image_size": 40},
+        pytest.param({"precision": "bfloat16"}, marks=pytest.mark.slow),
+        {"strategy": FineTune(2)},
+    ],
+    ids=str,
 )
 def test_what_changes_activations_is_never_reused(
     base: RunConfig, dataset: LoadedDataset, tmp_path: Path, changes: dict[str, Any]

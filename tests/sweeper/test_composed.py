@@ -423,6 +423,7 @@ def test_jobs_do_not_know_each_other(app: Enter) -> None:
     assert outcome(lambda: other) == untouched == outcome(loaders.ours, "a=5")
 
 
+@pytest.mark.slow
 def test_no_job_is_kept(app: Enter) -> None:
     def alive() -> int:
         gc.collect()

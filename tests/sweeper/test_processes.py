@@ -289,6 +289,7 @@ def test_what_an_application_imports_is_what_the_launcher_uses() -> None:
 # --- what a job says --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_whatever_a_job_prints_costs_no_job(apart: Launch, capsys: Any) -> None:
     def task(cfg: Any) -> int:
         if cfg.a == 0:

@@ -180,6 +180,7 @@ def test_what_is_final_is_not_run_again(sweep: Sweep) -> None:
     assert sorted(sweep.heard) == [(0, "ValueError", 0), (1, "Untold", 0)]
 
 
+@pytest.mark.slow
 def test_an_idle_slot_wakes_up_for_a_retry(sweep: Sweep) -> None:
     def does(num: int, before: int) -> float:
         if num == 1:
@@ -291,6 +292,7 @@ def test_a_slot_whose_worker_never_gets_ready_costs_no_job(
     assert "cpu 0 is left out" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_silent_while_it_warms_up_is_ended(
     sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -204,6 +204,7 @@ def test_a_launch_of_which_all_is_done_can_be_shown() -> None:
     assert table(shown) == ["2 of 2 done, 0 running"]
 
 
+@pytest.mark.slow
 def test_the_documented_example_does_what_is_said_of_it(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "launcher.md").read_text()
     (tmp_path / "epochs.py").write_text(text.split("```python\n")[3].split("```")[0])
@@ -275,6 +276,7 @@ def test_on_a_terminal_lines_stay_and_the_table_goes(tmp_path: Path) -> None:
     assert seen.rfind("\x1b[?25h") > seen.rfind("\x1b[?25l")  # the cursor is back
 
 
+@pytest.mark.slow
 def test_what_goes_to_a_file_still_does_when_errors_go_to_a_terminal(tmp_path: Path) -> None:
     seen, printed = on_a_terminal(tmp_path, stdout=subprocess.PIPE)
     assert "1 of 2 done" in seen and "complained 1" in seen

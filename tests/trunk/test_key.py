@@ -337,6 +337,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_equal_settings_are_equal_keys_in_a_fresh_process() -> None:
     names = ["mobilenet_v3_small", "efficientnet_lite0"]
     done = subprocess.run(
