@@ -231,3 +231,18 @@ def test_submitits_launcher_runs_the_same_jobs_and_the_report_is_there(home: Hom
     assert table["status"].tolist() == ["completed", "completed"]
     again = home.graft(*asked)
     assert "All 2 runs are finished already" in again.stderr
+
+
+def test_a_damaged_record_of_a_run_does_not_keep_a_sweep_from_its_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from graft.sweep.follow import Follower
+    from graft.tracking import Off
+
+    run = tmp_path / "seed=0"
+    run.mkdir()
+    follower = Follower(tmp_path, Off())
+    (run / RUN).write_text('{"status": "compl')
+    follower.stop()
+    assert graft_sweep(["status", str(tmp_path)]) == 0
+    assert "1 runs: 1 waiting" in capsys.readouterr().out

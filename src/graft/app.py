@@ -1,7 +1,7 @@
 """The command `graft`: Hydra composes, a typed configuration goes on. Nothing else knows Hydra.
 
     graft -m strategy=head_only,fine_tune optimizer.lr=1e-3,1e-4
-      main      names the sweep after what was typed, hands over to Hydra, sets the exit code
+      main             names the sweep after what was typed, hands over to Hydra, sets the exit code
       prepare          called by our launcher with every job's configuration, before any job runs
       train_together   called by it in a worker, with an array of jobs
       ended            called by it for each job that failed, however
@@ -12,6 +12,7 @@ any training); 130 after Ctrl-C; 143 after SIGTERM.
 """
 
 import contextlib
+import importlib
 import logging
 import math
 import os
@@ -37,6 +38,7 @@ from graft import progress as shown
 from graft.config import RunConfig, from_dict, keys, nearest
 from graft.errors import BadRequest, ConfigError, GraftError
 from hydra_plugins.gpu_launcher import progress
+from hydra_plugins.gpu_launcher.ends import TimedOut
 from hydra_plugins.gpu_launcher.plan import Plan, slot_names
 
 if TYPE_CHECKING:
@@ -83,8 +85,9 @@ def main() -> int:
         return error.code if isinstance(error.code, int) else 2
     except Exception as error:
         if isinstance(error, OSError) and _driver is None and not wants_traceback:
-            return _explain(ConfigError(f"{error.filename}: {error.strerror}."))  # Hydra's folders
-        log.exception("An error that Graft did not expect; please report it.")
+            code = _explain(ConfigError(f"{error.filename}: {error.strerror}."))  # Hydra's folders
+        else:
+            log.exception("An error that Graft did not expect; please report it.")
     finally:
         code = _finish(code)
     return code
@@ -132,7 +135,7 @@ def _begin(jobs: Sequence[DictConfig], *, is_alone: bool) -> "sweep.Prepared":
         if problems:
             raise ConfigError("\n".join(problems))
         if asked[0].config.sweep.dry_run:
-            return _shown(asked, first, names)
+            return _dry_run(asked, first, names)
         _driver, prepared = sweep.prepare(
             asked, command=_command(), driver=_driver, is_alone=is_alone
         )
@@ -142,7 +145,7 @@ def _begin(jobs: Sequence[DictConfig], *, is_alone: bool) -> "sweep.Prepared":
     return prepared
 
 
-def _shown(
+def _dry_run(
     asked: "Sequence[sweep.Asked]", job: DictConfig, names: Sequence[str]
 ) -> "sweep.Prepared":
     """A dry run: every run counts as done."""
@@ -162,9 +165,7 @@ def _command() -> str:
 
 def warm_up() -> None:
     """What a worker imports while the sweep is being planned: called by the launcher there."""
-    from graft import sweep
-
-    assert sweep
+    importlib.import_module("graft.sweep")
 
 
 def train_together(jobs: Sequence[DictConfig]) -> list[float | Exception]:
@@ -188,7 +189,8 @@ def train_together(jobs: Sequence[DictConfig]) -> list[float | Exception]:
 def ended(job: DictConfig, error: Exception, retry: int) -> None:
     """A job has failed; `retry` says which try comes next, 0: none. Called by the launcher."""
     if _driver is not None:
-        _driver.failed(_asked(job), error, is_final=not retry)
+        status = "timed_out" if isinstance(error, TimedOut) else "failed"
+        _driver.failed(_asked(job), status, str(error), is_final=not retry)
 
 
 def _asked(job: DictConfig) -> "sweep.Asked":
@@ -379,7 +381,7 @@ def _of_multirun(code: int) -> "sweep.Driver | None":
 
     driver = Driver(folder, is_alone=False)
     with contextlib.suppress(BadRequest):  # what is swept may have no value here
-        driver.resume(typed(_multirun))
+        driver.follow(typed(_multirun))
     return driver
 
 

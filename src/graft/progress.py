@@ -17,6 +17,9 @@ screen = logging.getLogger("graft.progress")
 # the share that is done; words.
 Told = Callable[[str | None, float, str], None]
 
+# So often within an epoch.
+TELL_S = 0.2
+
 _told: Told | None = None
 _is_shown = False
 
@@ -77,13 +80,16 @@ class Progress(_Shown):
         super().__init__(title, None)
         self._own = dict(zip(names, epochs, strict=True))
         self._rows = dict.fromkeys(names, "")
-        self._epochs, self._row = max(epochs), ""
+        self._epochs, self._row, self._told_at = max(epochs), "", 0.0
 
     def batch(self, epoch: int, done: int, total: int) -> None:
         """`done` batches of `total` in an epoch, 1-based."""
         finished = (epoch - 1) * total + done
-        for name, epochs in self._own.items():
-            tell(name, min(finished / (epochs * total), 0.999), self._rows[name])
+        # A step of many small heads takes less time than telling of each of them.
+        if _told is not None and time.monotonic() - self._told_at >= TELL_S:
+            self._told_at = time.monotonic()
+            for name, epochs in self._own.items():
+                tell(name, min(finished / (epochs * total), 0.999), self._rows[name])
         if self._bar is not None:
             row = f"epoch {epoch}/{self._epochs} {self._row}"
             self._bar.update(self._task, completed=finished, total=self._epochs * total, row=row)
@@ -147,12 +153,15 @@ class Counter(_Shown):
             left = (now - self._started) * (self._whole - self._done) / max(self._done, 1)
             log.info(
                 "  %s: %s of %s, about %s left",
-                self._title, f"{self._done:,}", f"{self._whole:,}", _span(left),
+                self._title, f"{self._done:,}", f"{self._whole:,}", span(left),
             )  # fmt: skip
 
 
-def _span(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+def span(seconds: float) -> str:
+    """A time in words: 40 s, 12 min, 3.5 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _bar() -> Any:

@@ -26,6 +26,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -225,6 +226,15 @@ def read_run(path: Path) -> Record:
     if info.get("format", 0) > FORMAT:
         raise RecordError(f"{path / RUN} was written by a newer version of Graft.")
     return Record(path, info)
+
+
+def readable_runs(sweep: Path) -> list[Record]:
+    """The records of a sweep's folder that can be read, by name; others may be half replaced."""
+    found = []
+    for file in sorted(sweep.glob(f"*/{RUN}")):
+        with suppress(RecordError):
+            found.append(read_run(file.parent))
+    return found
 
 
 def read_runs(sweep: Path) -> list[Record]:

@@ -96,11 +96,13 @@ def _conflicts(asked: Asked, datasets: Mapping[tuple[Any, ...], LoadedDataset]) 
         return []
     try:
         found = read_run(asked.folder)
-        new, old = to_dict(asked.config), dict(found.config)
+        is_same = found.info["identity"] == run_identity(asked.config)
+        # Thousands of YAML files take minutes: read only where there is something to tell.
+        old = {} if is_same else dict(found.config)
     except RecordError:
         return []  # damaged: it is trained anew
-    if found.info["identity"] != run_identity(asked.config):
-        differing = "; ".join(_differences(old, new)) or "its meaning"
+    if not is_same:
+        differing = "; ".join(_differences(old, to_dict(asked.config))) or "its meaning"
         return [
             f"{asked.folder} holds this run with other settings: {differing}. "
             "Give this sweep another name, sweep.name=..., or replace it: sweep.overwrite=true."

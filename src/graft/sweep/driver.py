@@ -15,7 +15,7 @@ from graft.config import RunConfig, to_dict
 from graft.errors import ConfigError, RecordError
 from graft.identity import run_identity
 from graft.lock import Lock, Locked, held_by
-from graft.record import LOCK, Record, read_json, read_run, read_runs, write_json
+from graft.record import LOCK, Record, read_json, read_run, read_runs, readable_runs, write_json
 from graft.report.__main__ import print_table, write_report
 from graft.sweep import work
 from graft.sweep.asked import Asked, folder_of
@@ -27,6 +27,8 @@ log = logging.getLogger("graft")
 
 # The workers of a driver that was killed may need so long to notice.
 WAIT_S = 5.0
+# How long a process that lets go of a sweep waits for MLflow.
+FLUSH_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -87,13 +89,17 @@ class Driver:
                 if (found := work.finished(one)) is not None}  # fmt: skip
         arrays = arrays_of(asked, done)
         _say(asked, arrays, done)
-        self._open(asked[0].config)
+        self.follow(asked[0].config)
         return Prepared(arrays, done, {place: _length(one) for place, one in enumerate(asked)})
 
-    def failed(self, one: Asked, error: BaseException, *, is_final: bool) -> None:
-        """A run has failed, perhaps without having been able to say so itself."""
-        is_timeout = type(error).__name__ == "TimedOut"
-        _close(one, "timed_out" if is_timeout else "failed", str(error))
+    def failed(self, one: Asked, status: str, reason: str, *, is_final: bool) -> None:
+        """A run has failed, perhaps without having been able to say so itself.
+
+        Args:
+            status, reason: for its record, where that does not say them already.
+            is_final: whether it is not tried again.
+        """
+        _close(one, status, reason)
         if is_final:
             found = _record(one.folder)
             if found is not None:
@@ -134,11 +140,8 @@ class Driver:
         self._tracking.close()
         self._lock.release()
 
-    def resume(self, config: RunConfig) -> None:
-        """Follow a sweep that others have begun."""
-        self._open(config)
-
-    def _open(self, config: RunConfig) -> None:
+    def follow(self, config: RunConfig) -> None:
+        """From now on, send MLflow what is new in the sweep's folder, and have figures drawn."""
         if self._follower is not None:
             return
         known = read_json(self.folder / record.SWEEP) or {}
@@ -147,10 +150,6 @@ class Driver:
             axes=known.get("axes", []), output_dir=Path(config.output_dir).absolute(),
         )  # fmt: skip
         self._follower = Follower(self.folder, self._tracking)
-
-
-# How long a process that lets go of a sweep waits for MLflow.
-FLUSH_S = 60.0
 
 
 def prepare(
@@ -229,7 +228,9 @@ def _known(folder: Path) -> dict[str, Any]:
     known = read_json(folder / record.SWEEP)
     if known is not None:
         return known
-    runs = [{"run": one.name, "choices": one.info.get("choices", {})} for one in read_runs(folder)]
+    runs = [
+        {"run": one.name, "choices": one.info.get("choices", {})} for one in readable_runs(folder)
+    ]
     if (folder / record.SWEEP).exists():
         log.warning(
             "%s is damaged: made anew from the folders of its %d runs.",
@@ -275,7 +276,7 @@ def _empty(one: Asked) -> dict[str, Any]:
 
 def _close_unfinished(folder: Path, reason: str) -> None:
     """A run that still says "running" was killed with its process: say so in its record."""
-    for found in read_runs(folder):
+    for found in readable_runs(folder):
         if found.info["status"] == "running" and not held_by(found.path / LOCK):
             info = {**found.info, "status": "skipped", "reason": reason}
             write_json(found.path / record.RUN, info)

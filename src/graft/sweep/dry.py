@@ -20,6 +20,7 @@ from graft.fit.learner import Learner
 from graft.fit.loop import can_stack
 from graft.network import Network
 from graft.plan import gigabytes
+from graft.progress import span
 from graft.supply import Forecast, as_input, forecast
 from graft.sweep import work
 from graft.sweep.asked import Asked, folder_of
@@ -84,9 +85,9 @@ def _say(number: int, runs: Sequence[Asked], cost: Cost) -> None:
         print(f"    {run.name}")
     if len(runs) > SHOWN:
         print(f"    and {len(runs) - SHOWN} more")
-    print(f"    {cost.trunk.line()}{f', about {_span(cost.trunk_s)}' if cost.trunk_s else ''}")
+    print(f"    {cost.trunk.line()}{f', about {span(cost.trunk_s)}' if cost.trunk_s else ''}")
     epochs = max(run.config.epochs for run in runs)
-    print(f"    {epochs} epochs, about {_span(cost.fit_s)}")
+    print(f"    {epochs} epochs, about {span(cost.fit_s)}")
 
 
 def _sum_up(costs: Sequence[Cost], num_slots: int, output_dir: Path) -> None:
@@ -97,7 +98,7 @@ def _sum_up(costs: Sequence[Cost], num_slots: int, output_dir: Path) -> None:
     stored = sum(cost.trunk.num_bytes for cost in costs if cost.trunk_s)
     kept = sum(cost.checkpoint_bytes for cost in costs)
     print(
-        f"  about {_span(seconds)} in all; {gigabytes(stored)} more in the trunk cache, "
+        f"  about {span(seconds)} in all; {gigabytes(stored)} more in the trunk cache, "
         f"{gigabytes(kept)} of checkpoints in {output_dir}"
     )
 
@@ -170,11 +171,3 @@ def _timed(call: Callable[[], object], device: torch.device) -> float:
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - started)
     return min(times[1:])
-
-
-def _span(seconds: float) -> str:
-    if seconds < 1:
-        return "1 s"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -9,7 +9,8 @@ import logging
 import threading
 from pathlib import Path
 
-from graft.record import RUN, Record, read_run
+from graft.errors import RecordError
+from graft.record import RUN, Record, read_run, readable_runs
 from graft.report.drawing import FOLDER as FIGURES
 from graft.report.drawing import Drawing
 from graft.tracking import Off, SweepTracking
@@ -60,7 +61,10 @@ class Follower:
                 self._see(path, is_last=is_last)
 
     def _see(self, path: Path, *, is_last: bool) -> None:
-        found = read_run(path.parent)
+        try:
+            found = read_run(path.parent)
+        except RecordError:  # damaged: trained anew
+            return
         if not found.is_completed:
             return
         # Its letter is closed a moment later.
@@ -83,12 +87,4 @@ class Follower:
 
 
 def _completed(folder: Path) -> list[Record]:
-    found = []
-    for path in sorted(folder.glob(f"*/{RUN}")):
-        try:
-            one = read_run(path.parent)
-        except Exception:  # it is being replaced, or is damaged: trained again
-            continue
-        if one.is_completed:
-            found.append(one)
-    return found
+    return [one for one in readable_runs(folder) if one.is_completed]

@@ -3,16 +3,16 @@
 No MLflow is imported here: a server that is away is found out in less time than that takes.
 """
 
-import fcntl
 import importlib.util
 import socket
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
+
+from graft.lock import Lock, Locked
 
 PROBE_S = 2.0
 _LOCK_S = 60.0
@@ -118,16 +118,12 @@ def locked(path: Path) -> Iterator[None]:
         Away: another process held it for a minute.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + _LOCK_S
-    with path.open("a") as stream:
-        while True:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise Away(f"{path} is locked by another process") from None
-                time.sleep(0.05)
+    lock = Lock(path)
+    try:
+        lock.acquire(_LOCK_S)
+    except Locked as holder:
+        raise Away(f"{path} is locked by {holder}") from None
+    with lock:
         yield
 
 

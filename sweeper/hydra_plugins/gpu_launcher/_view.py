@@ -43,7 +43,7 @@ class View:
 
     def __init__(self, num_jobs: int, num_slots: int) -> None:
         self.num_jobs, self.num_slots = num_jobs, num_slots
-        self.num_done = self.num_failed = self.num_begun = 0
+        self.num_done = self.num_failed = self.num_begun = self._done_before = 0
         self.running: dict[int, _Shown] = {}
         self._began = time.monotonic()
 
@@ -121,8 +121,6 @@ class View:
         self.num_done += count
         self.num_begun += count
         self._done_before += count
-
-    _done_before = 0
 
     def _share(self) -> float:
         """Jobs' worth of work that this launch has done."""
