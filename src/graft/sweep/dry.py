@@ -85,9 +85,10 @@ def _say(number: int, runs: Sequence[Asked], cost: Cost) -> None:
         print(f"    {run.name}")
     if len(runs) > SHOWN:
         print(f"    and {len(runs) - SHOWN} more")
-    print(f"    {cost.trunk.line()}{f', about {span(cost.trunk_s)}' if cost.trunk_s else ''}")
+    time_s = f", about {span(max(1.0, cost.trunk_s))}" if cost.trunk_s else ""
+    print(f"    {cost.trunk.line()}{time_s}")
     epochs = max(run.config.epochs for run in runs)
-    print(f"    {epochs} epochs, about {span(cost.fit_s)}")
+    print(f"    {epochs} epochs, about {span(max(1.0, cost.fit_s))}")
 
 
 def _sum_up(costs: Sequence[Cost], num_slots: int, output_dir: Path) -> None:
@@ -98,7 +99,7 @@ def _sum_up(costs: Sequence[Cost], num_slots: int, output_dir: Path) -> None:
     stored = sum(cost.trunk.num_bytes for cost in costs if cost.trunk_s)
     kept = sum(cost.checkpoint_bytes for cost in costs)
     print(
-        f"  about {span(seconds)} in all; {gigabytes(stored)} more in the trunk cache, "
+        f"  about {span(max(1.0, seconds))} in all; {gigabytes(stored)} more in the trunk cache, "
         f"{gigabytes(kept)} of checkpoints in {output_dir}"
     )
 
