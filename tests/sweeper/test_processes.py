@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -149,27 +150,42 @@ def test_a_failure_keeps_its_traceback(apart: Launch) -> None:
         raise KeyError("deep")
 
     def task(cfg: Any) -> None:
-        deep()
+        try:
+            deep()
+        except KeyError as error:
+            raise ValueError("shallow") from error
 
     (error,) = outcomes(apart(task, jobs(1)))
-    assert "in deep" in "".join(error.__notes__)
+    frames = traceback.extract_tb(error.__cause__.__traceback__)
+    assert [frame.name for frame in frames] == ["task", "deep"]
+    assert frames[1].line == 'raise KeyError("deep")'
+    assert "in task" in "".join(traceback.format_exception(error))
 
 
 def test_what_cannot_travel_is_told_in_words(apart: Launch) -> None:
+    class Locked(Exception):
+        def __init__(self) -> None:
+            super().__init__("holds a lock")
+            self.lock = threading.Lock()
+
     class Unreadable(Exception):
-        """Is pickled without a word, and cannot be read again."""
+        """Alone, it could be pickled, and not be read again."""
 
         def __init__(self, one: str, two: str) -> None:
             super().__init__(f"{one} and {two}")
 
     def task(cfg: Any) -> Any:
         if cfg.a == 0:
+            raise Locked
+        if cfg.a == 1:
             raise Unreadable("this", "that")
         return (i for i in range(3))
 
-    first, second = outcomes(apart(task, jobs(2)))
-    assert "Unreadable: this and that" in str(first)
-    assert "cannot be pickled" in str(second)
+    first, second, third = outcomes(apart(task, jobs(3)))
+    assert "Locked: holds a lock" in str(first)
+    assert "in task" in "".join(first.__notes__)
+    assert (type(second).__name__, str(second)) == ("Unreadable", "this and that")
+    assert "cannot be pickled" in str(third)
 
 
 def test_a_silent_job_is_ended_and_one_that_logs_or_tells_is_not(apart: Launch) -> None:

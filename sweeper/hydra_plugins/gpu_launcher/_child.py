@@ -174,10 +174,9 @@ class Child:
 
 def result_of(job: Job, blob: bytes) -> JobReturn:
     try:
-        result: JobReturn = cloudpickle.loads(blob)
+        return JobReturn(**cloudpickle.loads(blob))
     except Exception as error:  # the worker had a module that we have not
         return failed(job, Untold(f"its result cannot be read here ({in_words(error)})"))
-    return result
 
 
 def end(children: Sequence[Child]) -> None:

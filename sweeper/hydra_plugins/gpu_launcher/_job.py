@@ -119,6 +119,21 @@ def _as_hydra_config(config: DictConfig) -> Iterator[DictConfig]:
         instance.cfg = before
 
 
+def essence(result: JobReturn) -> dict[str, Any]:
+    """What of a result has to travel: arguments of JobReturn.
+
+    Without its configurations, which can be composed anywhere; and not as a JobReturn, for Hydra 1.4
+    has ways of its own to pickle one, in which the error's traceback is put back when Hydra asks.
+    """
+    return {
+        "overrides": result.overrides,
+        "working_dir": result.working_dir,
+        "task_name": result.task_name,
+        "status": result.status,
+        "_return_value": result._return_value,
+    }
+
+
 class Returned(JobReturn):
     """Hydra's result of a job, its two configurations composed when somebody asks for them.
 
@@ -128,13 +143,7 @@ class Returned(JobReturn):
 
     def __init__(self, result: JobReturn, job: Job, work: Work) -> None:
         self._job, self._work = job, work
-        super().__init__(
-            overrides=result.overrides,
-            working_dir=result.working_dir,
-            task_name=result.task_name,
-            status=result.status,
-            _return_value=result._return_value,
-        )
+        super().__init__(**essence(result))
 
     @property
     def cfg(self) -> DictConfig:

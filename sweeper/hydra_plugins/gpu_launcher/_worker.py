@@ -23,10 +23,12 @@ import cloudpickle
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, configure_log, setup_globals
 from hydra.errors import HydraException
+from tblib import pickling_support
 
 from hydra_plugins.gpu_launcher import _array, progress
 from hydra_plugins.gpu_launcher._composed import compose_once
-from hydra_plugins.gpu_launcher._job import Job, Work, exception, failed, in_words
+from hydra_plugins.gpu_launcher._job import Job, Work, essence, exception, failed, in_words
+from hydra_plugins.gpu_launcher._pickle import dumps
 
 # A message is one of these and a pickle.
 READY, ALIVE, DONE, TOLD = b"r", b"a", b"d", b"t"
@@ -54,7 +56,7 @@ def start_of(work: Work, *, is_live: bool, warm_up: str | None) -> bytes:
         "singletons": Singleton.get_state(),
     }
     try:
-        return bytes(cloudpickle.dumps(start))
+        return dumps(start)
     except Exception as error:
         raise HydraException(
             f"The application cannot be sent to a worker process: {in_words(error)}\n"
@@ -113,20 +115,21 @@ def _warm_up(path: str) -> None:
 
 
 def _told(job: Job, result: JobReturn) -> bytes:
-    """A result that can be read on the other side, with its traceback, which a pickle loses."""
-    result.cfg = result.hydra_cfg = None  # the launcher can compose them
+    """A result that can be read on the other side; of a failure, its traceback and causes too."""
     error = exception(result)
     if error is not None:
-        trace = "".join(traceback.format_exception(error))
-        error.add_note(f"In the worker:\n{trace}")
+        pickling_support.install(error)  # a pickle loses them
     try:
-        blob = bytes(cloudpickle.dumps(result))
+        blob = bytes(cloudpickle.dumps(essence(result)))
         cloudpickle.loads(blob)  # some exceptions can be written, and not read
     except Exception as problem:
         words = in_words(error) if error else f"its result cannot be pickled ({in_words(problem)})"
         untold = Untold(words)
+        if error is not None:
+            trace = "".join(traceback.format_exception(error))
+            untold.add_note(f"In the worker:\n{trace}")
         untold.is_final = getattr(error, "is_final", False)  # type: ignore[attr-defined]
-        return bytes(cloudpickle.dumps(failed(job, untold)))
+        return bytes(cloudpickle.dumps(essence(failed(job, untold))))
     return blob
 
 
