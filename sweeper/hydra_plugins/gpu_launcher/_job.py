@@ -122,8 +122,8 @@ def _as_hydra_config(config: DictConfig) -> Iterator[DictConfig]:
 def essence(result: JobReturn) -> dict[str, Any]:
     """What of a result has to travel: arguments of JobReturn.
 
-    Without its configurations, which can be composed anywhere; and not as a JobReturn, for Hydra 1.4
-    has ways of its own to pickle one, in which the error's traceback is put back when Hydra asks.
+    Without its configurations, which can be composed anywhere; and not as a JobReturn, for Hydra
+    1.4 has ways of its own to pickle one, and puts an error's traceback back when it is asked.
     """
     return {
         "overrides": result.overrides,

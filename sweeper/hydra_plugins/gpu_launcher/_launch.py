@@ -1,6 +1,6 @@
-"""A batch of overrides in, results out, in the order asked.
+"""Overrides in, results out: of a whole batch, or as a feed gives them.
 
-    compose -> prepare -> arrays -> queue -> executor -> report
+    feed -> compose -> prepare -> arrays -> queue -> executor -> report
 
 The executor is the seam: it says where and when arrays run, and nothing else. What a job is stands
 in _job.py, how an array runs in _array.py, what is retried in _queue.py, what is seen in _view.py:
@@ -36,6 +36,7 @@ from hydra_plugins.gpu_launcher._job import (
 from hydra_plugins.gpu_launcher._queue import Failure, Queue
 from hydra_plugins.gpu_launcher._view import View, view
 from hydra_plugins.gpu_launcher.ends import Skipped
+from hydra_plugins.gpu_launcher.feed import Feed
 from hydra_plugins.gpu_launcher.plan import planning
 
 log = logging.getLogger(__name__)
@@ -107,33 +108,129 @@ def launch(
             run.
         Exception: what `prepare` raised; no job has run.
     """
-    config = work.config
-    setup_globals()
-    Path(str(config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
-    configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     jobs = [
         Job(num, label, tuple(own))
         for num, (label, own) in enumerate(
             zip(_labels(overrides), overrides, strict=True), first_num
         )
     ]
-    told = _told(options)
-    num_slots = len(executor.slot_names)
-    shown = view(len(jobs), num_slots, is_apart=executor.is_apart)
-    with executor.started(work, shown, len(jobs)):
-        _check(jobs, work)
-        with planning(executor.slot_names):
-            arrays, values = _planned(jobs, work, options)
-        results = {job.num: done(job, values[job.num]) for job in jobs if job.num in values}
-        shown.skip(len(results))
-        queue = Queue(arrays, num_slots, options.max_retries)
-        with shown:
-            results |= _run(queue, work, executor, shown, told, options)
+    batch = _Batch(jobs)
+    _Launch(work, executor, options).run(batch)
+    results = batch.results
     for job in jobs:
         if job.num not in results:
             results[job.num] = failed(job, Skipped("skipped: fail_fast"))
     _summarize(jobs, results)
     return [results[job.num] for job in jobs]
+
+
+def launch_from(feed: Feed, work: Work, executor: Executor, options: Options) -> None:
+    """Run what `feed` gives, until it gives nothing and nothing runs.
+
+    Raises:
+        HydraException: one of the first jobs cannot be composed, or `prepare` is not what it should
+            be; no job has run.
+        Exception: what `prepare` raised of the first jobs; no job has run.
+    """
+    _Launch(work, executor, options).run(feed)
+
+
+class _Batch:
+    """A feed of jobs that are all known: everything at once."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._left = [(job.num, job.overrides, job.label) for job in jobs]
+        self.num_jobs = len(jobs)
+        self.results: dict[int, JobReturn] = {}
+
+    def more(self, num_free: int) -> Sequence[tuple[int, Sequence[str], str]]:
+        left, self._left = self._left, []
+        return left
+
+    def ended(self, num: int, result: JobReturn) -> None:
+        self.results[num] = result
+
+
+class _Launch:
+    """What a launch keeps while it runs."""
+
+    def __init__(self, work: Work, executor: Executor, options: Options) -> None:
+        self._work, self._executor, self._options = work, executor, options
+        self._told = _told(options)
+        self._num_slots = len(executor.slot_names)
+        self._queue = Queue([], self._num_slots, options.max_retries)
+        self._has_begun = False
+
+    def run(self, feed: Feed) -> None:
+        config, executor = self._work.config, self._executor
+        setup_globals()
+        Path(str(config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
+        configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+        expected = self._num_slots if feed.num_jobs is None else feed.num_jobs
+        self._view = view(expected, self._num_slots, is_apart=executor.is_apart)
+        self._num_given = 0
+        with executor.started(self._work, self._view, max(1, expected)):
+            self._fill(feed)
+            with self._view:
+                self._loop(feed)
+
+    def _loop(self, feed: Feed) -> None:
+        with closing(self._executor.run(self._queue)) as ended:
+            for array, own in ended:
+                num_final = self._settle(feed, array, own)
+                if num_final and self._options.fail_fast:
+                    return
+                self._fill(feed)
+
+    def _settle(self, feed: Feed, array: Array, own: Sequence[JobReturn]) -> int:
+        """Take note of an array that has ended; how many of its jobs failed for good."""
+        finished, failures = self._queue.settle(array, own)
+        final = sum(1 for one in failures if not one.retry)
+        if not finished and not failures:
+            log.warning("%s: %s; they go on in two arrays", title(array), exception(own[0]))
+        self._view.ends(array, num_ended=len(finished), num_failed=final)
+        for failure in failures:
+            _report(failure, self._work, self._told, self._options.max_retries)
+        for job, result in finished:
+            feed.ended(job.num, Returned(result, job, self._work))
+        return final
+
+    def _fill(self, feed: Feed) -> None:
+        """Ask for jobs until every slot has something to do, or there is none."""
+        while (num_free := self._num_slots - self._queue.num_open) > 0:
+            jobs = [Job(num, label, tuple(own)) for num, own, label in feed.more(num_free)]
+            if not jobs:
+                break
+            self._num_given += len(jobs)
+            self._view.num_jobs = max(self._num_given, feed.num_jobs or 0)
+            arrays, results = self._admitted(jobs)
+            self._has_begun = True
+            self._view.skip(len(results))
+            self._queue.add(arrays, num_free)
+            for job, result in results:
+                feed.ended(job.num, result)
+
+    def _admitted(self, jobs: Sequence[Job]) -> tuple[list[Array], list[tuple[Job, JobReturn]]]:
+        """Arrays to run, and the results of jobs that need not or cannot be run.
+
+        Before any job has run, one that cannot be run ends the launch. Later it fails, alone.
+        """
+        try:
+            return self._planned(jobs)
+        except Exception as error:
+            if not self._has_begun:
+                raise
+            if len(jobs) == 1:
+                _report(Failure(jobs[0], error), self._work, self._told, 0)
+                return [], [(jobs[0], failed(jobs[0], error))]
+        alone = [self._admitted([job]) for job in jobs]
+        return [a for arrays, _ in alone for a in arrays], [r for _, found in alone for r in found]
+
+    def _planned(self, jobs: Sequence[Job]) -> tuple[list[Array], list[tuple[Job, JobReturn]]]:
+        _check(jobs, self._work)
+        with planning(self._executor.slot_names):
+            arrays, values = _planned(jobs, self._work, self._options)
+        return arrays, [(job, done(job, values[job.num])) for job in jobs if job.num in values]
 
 
 def _labels(overrides: Sequence[Sequence[str]]) -> list[str]:
@@ -218,25 +315,6 @@ Told = Callable[[DictConfig, BaseException, int], Any]
 def _told(options: Options) -> Told | None:
     """The application's function that hears of failures."""
     return function("ended", options.ended) if options.ended is not None else None
-
-
-def _run(
-    queue: Queue, work: Work, executor: Executor, shown: View, told: Told | None, options: Options
-) -> dict[int, JobReturn]:
-    results: dict[int, JobReturn] = {}
-    with closing(executor.run(queue)) as ended:
-        for array, own in ended:
-            finished, failures = queue.settle(array, own)
-            results |= {job.num: Returned(result, job, work) for job, result in finished}
-            final = sum(1 for one in failures if not one.retry)
-            if not finished and not failures:
-                log.warning("%s: %s; they go on in two arrays", title(array), exception(own[0]))
-            shown.ends(array, num_ended=len(finished), num_failed=final)
-            for failure in failures:
-                _report(failure, work, told, options.max_retries)
-            if final and options.fail_fast:
-                break
-    return results
 
 
 def _report(failure: Failure, work: Work, told: Told | None, max_retries: int) -> None:

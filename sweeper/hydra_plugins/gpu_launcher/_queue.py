@@ -8,7 +8,7 @@ kills its process each time is found in a few starts, and the others come to the
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 from itertools import count
 
 from hydra.core.utils import JobReturn
@@ -52,15 +52,29 @@ class Queue:
         self._max_retries = max_retries
         self._retries: dict[int, int] = {}
         self._order = count()
+        self._num_out = 0
         # Heaps: (rank, order, array) of what may be taken, (time, order, array) of what may not.
-        self._ready = [
-            (self._rank(one), next(self._order), one) for one in _split(arrays, num_slots)
-        ]
-        heapify(self._ready)
+        self._ready: list[tuple[float, int, Array]] = []
         self._later: list[tuple[float, int, Array]] = []
+        self.add(arrays, num_slots)
 
     def __len__(self) -> int:
         return len(self._ready) + len(self._later)
+
+    @property
+    def num_open(self) -> int:
+        """Arrays that wait, and those that have been taken and are not settled."""
+        return len(self) + self._num_out
+
+    def add(self, arrays: Sequence[Array], num_free: int) -> None:
+        """More to be run.
+
+        Args:
+            num_free: slots that nothing else is meant for: as in the beginning, large arrays are
+                split until none of them stays idle.
+        """
+        for array in _split(arrays, num_free):
+            heappush(self._ready, (self._rank(array), next(self._order), array))
 
     def due_in_s(self) -> float:
         """How long until something may be taken; 0: now. There must be something."""
@@ -71,7 +85,10 @@ class Queue:
         while self._later and self._later[0][0] <= time.monotonic():
             _, order, array = heappop(self._later)
             heappush(self._ready, (self._rank(array), order, array))
-        return heappop(self._ready)[2] if self._ready else None
+        if not self._ready:
+            return None
+        self._num_out += 1
+        return heappop(self._ready)[2]
 
     def settle(
         self, array: Array, results: Sequence[JobReturn]
@@ -81,6 +98,7 @@ class Queue:
         Returns:
             (jobs that have ended, with their results; every failure)
         """
+        self._num_out -= 1
         errors = [exception(result) for result in results]
         if len(array) > 1 and all(_may_be_anothers(error) for error in errors):
             for half in _halves(array):

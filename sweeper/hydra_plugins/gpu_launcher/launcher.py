@@ -13,7 +13,8 @@ from hydra_plugins.gpu_launcher._composed import compose_once
 from hydra_plugins.gpu_launcher._function import function
 from hydra_plugins.gpu_launcher._inline import InlineExecutor
 from hydra_plugins.gpu_launcher._job import Together, Work
-from hydra_plugins.gpu_launcher._launch import Executor, Options, launch
+from hydra_plugins.gpu_launcher._launch import Executor, Options, launch, launch_from
+from hydra_plugins.gpu_launcher.feed import Feed
 
 
 class SlotsInlineLauncher(Launcher):
@@ -70,10 +71,21 @@ class SlotsInlineLauncher(Launcher):
                 or `prepare` returned what cannot be run.
             Exception: whatever `prepare` raised.
         """
+        return launch(job_overrides, initial_job_idx, self._work(), self._executor(), self.options)
+
+    def launch_from(self, feed: Feed) -> None:
+        """Run jobs that are decided on while others run: see feed.py.
+
+        Raises:
+            HydraException, Exception: as `launch`, of the first jobs that the feed gives; a job
+                that comes later and cannot be composed or prepared fails alone.
+        """
+        launch_from(feed, self._work(), self._executor(), self.options)
+
+    def _work(self) -> Work:
         path = self.together
         together = Together(path, function("together", path)) if path is not None else None
-        work = Work(self.hydra_context, self.task_function, self.config, together)
-        return launch(job_overrides, initial_job_idx, work, self._executor(), self.options)
+        return Work(self.hydra_context, self.task_function, self.config, together)
 
     def _executor(self) -> Executor:
         return InlineExecutor()

@@ -1,0 +1,1 @@
+"""A Hydra sweeper: `hydra/sweeper=search` searches with Optuna, prunes, and resumes."""

@@ -1,0 +1,126 @@
+"""Points to begin with: `hydra.sweeper.enqueue`.
+
+"lr=1e-3,1e-2 model=a,b"    a grid, as overrides
+points.yaml                 a list of points: [{lr: 1e-3, model: a}, ...]
+outputs/<sweep>             the points of an earlier sweep
+a list of these
+"""
+
+import itertools
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from hydra_plugins.study_sweeper import _results
+from hydra_plugins.study_sweeper._errors import BadSearch
+from hydra_plugins.study_sweeper._space import Point, Space
+
+_WHERE = "hydra.sweeper.enqueue"
+
+
+def points(asked: Any, space: Space) -> list[Point]:
+    """The points, within the space.
+
+    Raises:
+        BadSearch: one is not within it, or there is nothing of that name.
+    """
+    if asked is None or asked == "":
+        return []
+    plain = OmegaConf.to_container(asked, resolve=True) if OmegaConf.is_config(asked) else asked
+    found: list[Point] = []
+    for one in plain if isinstance(plain, (list, tuple)) else [plain]:
+        found += _of_one(one, space)
+    return found
+
+
+def _of_one(asked: Any, space: Space) -> list[Point]:
+    if isinstance(asked, Mapping):
+        return [space.checked(asked, _WHERE)]
+    text = str(asked)
+    path = Path(text)
+    if path.is_dir():
+        return _of_folder(path, space)
+    if path.is_file():
+        return _of_file(path, space)
+    if "=" in text:
+        return _of_grid(text, space)
+    raise BadSearch(
+        f"{_WHERE}={text}: there is no such file or folder. Give overrides (lr=1e-3,1e-2), a YAML "
+        "file of points, or the folder of an earlier sweep."
+    )
+
+
+def _of_grid(text: str, space: Space) -> list[Point]:
+    axes = []
+    for override in OverridesParser.create().parse_overrides(shlex.split(text)):
+        key = str(override.get_key_element()).lstrip("+")
+        if override.is_sweep_override():
+            if not (override.is_choice_sweep() or override.is_range_sweep()):
+                raise BadSearch(f"{_WHERE}: {override.input_line}: list the values.")
+            values = [str(value) for value in override.sweep_string_iterator()]
+        else:
+            values = [str(override.get_value_element_as_str())]
+        axes.append([(key, value) for value in values])
+    return [space.checked(dict(pairs), _WHERE) for pairs in itertools.product(*axes)]
+
+
+def _of_file(path: Path, space: Space) -> list[Point]:
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadSearch(f"{_WHERE}={path}: cannot be read: {error}") from error
+    if not isinstance(found, list) or not all(isinstance(one, Mapping) for one in found):
+        raise BadSearch(f"{_WHERE}={path}: it must hold a list of points: - {{lr: 1e-3}}")
+    # A file may also tell what a point is worth, or more: only its point is of use here.
+    plain = [one.get("params", one) for one in found]
+    return [space.checked(_flat(one), f"{_WHERE}={path}") for one in plain]
+
+
+def _of_folder(path: Path, space: Space) -> list[Point]:
+    """Of the trials of a search, else of the jobs of a sweep: where they are in this space."""
+    given = [trial["params"] for trial in _results.read(path)]
+    given = given or [_of_job(job) for job in sorted(path.glob("*/.hydra/overrides.yaml"))]
+    given = given or [_of_name(run.parent.name) for run in sorted(path.glob("*/config.yaml"))]
+    names = [param.name for param in space.params]
+    found = []
+    for one in given:
+        point = {key: value for key, value in one.items() if key in names}
+        try:
+            if point:
+                found.append(space.checked(point, _WHERE))
+        except BadSearch:
+            continue  # outside of this space
+    if not found:
+        raise BadSearch(f"{_WHERE}={path}: it holds no point of this space ({', '.join(names)}).")
+    return found
+
+
+def _of_job(path: Path) -> dict[str, Any]:
+    lines = yaml.safe_load(path.read_text(encoding="utf-8")) or []
+    return _of_lines([str(line) for line in lines])
+
+
+def _of_name(name: str) -> dict[str, Any]:
+    """Of a folder that is named after its overrides: `strategy=head_only,optimizer.lr=0.001`."""
+    return _of_lines(name.split(","))
+
+
+def _of_lines(lines: Sequence[str]) -> dict[str, Any]:
+    pairs = (line.lstrip("+~").partition("=") for line in lines)
+    return {key: value for key, is_set, value in pairs if is_set}
+
+
+def _flat(point: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """{optimizer: {lr: 1e-3}} is optimizer.lr, too."""
+    found: dict[str, Any] = {}
+    for key, value in point.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found

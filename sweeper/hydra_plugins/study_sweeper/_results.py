@@ -1,0 +1,254 @@
+"""What is left of a search in the sweep's folder, for people and for other programs.
+
+search.json                 all of it: space, trials, best, importance of each parameter
+optimization_results.yaml   the best point, as the official Optuna sweeper writes it
+experiment/best.yaml        the best point as a configuration to compose with
+"""
+
+import json
+import logging
+import os
+import shlex
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from omegaconf import OmegaConf
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from hydra_plugins.study_sweeper._report import PRUNED
+from hydra_plugins.study_sweeper._space import Param, Space, Value, written
+from hydra_plugins.study_sweeper._study import FOLDER, REASON, SAME_AS, counts
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+SEARCH = "search.json"
+RESULTS = "optimization_results.yaml"
+EXPERIMENT = Path("experiment", "best.yaml")
+
+_STATES = {
+    TrialState.COMPLETE: "completed",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+}
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The trials that a sweep's folder tells of; none where it tells of none."""
+    try:
+        found = json.loads((folder / SEARCH).read_text(encoding="utf-8"))
+        return [dict(trial) for trial in found["trials"]]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s cannot be read: %s", folder / SEARCH, error)
+        return []
+
+
+def best_of(study: optuna.Study) -> list[FrozenTrial]:
+    """The best trial; with several objectives the Pareto front; none if none completed."""
+    trials = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE]
+    trials = [t for t in trials if counts(t)]
+    if not trials:
+        return []
+    if len(study.directions) == 1:
+        sign = -1 if study.directions[0] == StudyDirection.MAXIMIZE else 1
+        return [min(trials, key=lambda t: (sign * (t.value or 0.0), t.number))]
+    return [t for t in study.best_trials if counts(t)]
+
+
+class Results:
+    """Writes the files of one search.
+
+    Args:
+        folder: of the sweep.
+        storage: its address, without a password.
+        names: of the objectives.
+        is_group: whether a key names a config group.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        study: optuna.Study,
+        space: Space,
+        *,
+        storage: str,
+        names: Sequence[str],
+        n_trials: int | None,
+        sampler: str,
+        is_group: Callable[[str], bool],
+    ) -> None:
+        self._folder, self._study, self._space = folder, study, space
+        self._storage, self._names, self._n_trials = storage, names, n_trials
+        self._sampler, self._is_group = sampler, is_group
+
+    def write(self, stopped: str | None = None, *, is_last: bool = False) -> list[FrozenTrial]:
+        """Write what is known by now; returns the best.
+
+        Args:
+            stopped: why the search has ended.
+            is_last: whether this start is over: then the best point is written down as well.
+        """
+        best = best_of(self._study)
+        is_one = len(best) > 0 and len(self._names) == 1
+        values = {
+            "format": FORMAT,
+            "study_name": self._study.study_name,
+            "storage": self._storage,
+            "sampler": self._sampler,
+            "pruner": _pruner(self._study),
+            "objectives": [
+                {"name": name, "direction": direction.name.lower()}
+                for name, direction in zip(self._names, self._study.directions, strict=True)
+            ],
+            "n_trials": self._n_trials,
+            "stopped": stopped,
+            "params": {param.name: _described(param) for param in self._space.params},
+            "trials": [self._trial(trial) for trial in self._study.get_trials(deepcopy=False)],
+            "best": [trial.number for trial in best],
+            "importances": self._importances() if is_last else None,
+            "best_command": shlex.join(self.command(best[0])) if is_one else None,
+            "best_experiment": str(EXPERIMENT) if is_one and is_last else None,
+        }
+        write_whole(self._folder / SEARCH, json.dumps(values, indent=1, ensure_ascii=False))
+        if is_last and best:
+            self._write_best(best)
+        return best
+
+    def command(self, trial: FrozenTrial) -> list[str]:
+        """What runs the point of a trial again, alone."""
+        name = Path(sys.argv[0]).name
+        program = ["python", sys.argv[0]] if name.endswith(".py") else [name]
+        point = self._space.overrides(self._point(trial))
+        known = {param.name for param in self._space.params}
+        extra = [f"{k}={written(v)}" for k, v in trial.params.items() if k not in known]
+        fixed = [one for one in self._space.fixed if not one.lstrip("+~").startswith("hydra")]
+        return [*program, *fixed, *point, *extra]
+
+    def _write_best(self, best: Sequence[FrozenTrial]) -> None:
+        if len(self._names) == 1:
+            found: dict[str, Any] = {
+                "name": "optuna",
+                "best_params": self._point(best[0]),
+                "best_value": best[0].value,
+            }
+        else:
+            solutions = [{"params": self._point(t), "values": list(t.values)} for t in best]
+            found = {"name": "optuna", "solutions": solutions}
+        write_whole(self._folder / RESULTS, OmegaConf.to_yaml(OmegaConf.create(found)))
+        if len(self._names) == 1:
+            (self._folder / EXPERIMENT).parent.mkdir(exist_ok=True)
+            write_whole(self._folder / EXPERIMENT, self._experiment(best[0]))
+
+    def _experiment(self, trial: FrozenTrial) -> str:
+        """The point, and what was fixed with it, as a file of a group."""
+        config: Any = OmegaConf.create()
+        groups: list[dict[str, str]] = []
+        for line in self.command(trial)[1:]:
+            key, is_set, value = line.lstrip("+").partition("=")
+            section = key.partition(".")[0]
+            if not is_set or key.startswith("~") or section in ("sweep", "hydra") or key[0] in "-/":
+                continue
+            if self._is_group(key.partition("@")[0]):
+                groups.append({f"override /{key}": value})
+            else:
+                OmegaConf.update(config, key, OmegaConf.create(f"it: {value}").it, force_add=True)
+        shown = ", ".join(f"{v:.5g}" for v in trial.values or ())
+        lines = [
+            "# @package _global_",
+            "#",
+            f"# The best of {len(self._study.trials)} trials (trial {trial.number}): "
+            f"{self._names[0]} {shown}.",
+            "#",
+            f"#   --config-dir {self._folder} +experiment=best",
+        ]
+        parts = [OmegaConf.to_yaml(OmegaConf.create({"defaults": groups}))] if groups else []
+        parts += [OmegaConf.to_yaml(config)] if len(config) else []
+        return "\n".join([*lines, *parts]).rstrip() + "\n"
+
+    def _point(self, trial: FrozenTrial) -> dict[str, Value]:
+        params = {param.name: param for param in self._space.params}
+        return {
+            key: params[key].rounded(value) if key in params else value
+            for key, value in trial.params.items()
+        }
+
+    def _trial(self, trial: FrozenTrial) -> dict[str, Any]:
+        attrs = trial.user_attrs
+        pruned = attrs.get(PRUNED) if trial.state == TrialState.PRUNED else None
+        params = self._point(trial) or dict(trial.system_attrs.get("fixed_params", {}))
+        return {
+            "number": trial.number,
+            "state": _STATES[trial.state],
+            "params": params,
+            "values": list(trial.values) if trial.state == TrialState.COMPLETE else None,
+            "reason": pruned["reason"] if pruned else attrs.get(REASON),
+            "steps": {str(step): value for step, value in trial.intermediate_values.items()},
+            "seconds": trial.duration.total_seconds() if trial.duration else None,
+            "same_as": attrs.get(SAME_AS),
+            "folder": attrs.get(FOLDER),
+        }
+
+    def _importances(self) -> list[dict[str, float]] | None:
+        """For each objective; None where there are too few trials to say."""
+        found = []
+        if len(self._space.params) == 1:
+            return [{self._space.params[0].name: 1.0} for _ in self._names]
+        for place in range(len(self._names)):
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    shares = optuna.importance.get_param_importances(
+                        self._study, target=_value_at(place)
+                    )
+            except Exception as error:  # too few trials, all of one value, no common parameter
+                log.debug("no importances: %s", error)
+                return None
+            if not shares or any(share != share for share in shares.values()):
+                return None
+            found.append({key: float(share) for key, share in shares.items()})
+        return found
+
+
+def _value_at(place: int) -> Callable[[FrozenTrial], float]:
+    def value(trial: FrozenTrial) -> float:
+        return float(trial.values[place])
+
+    return value
+
+
+def _pruner(study: optuna.Study) -> str | None:
+    name = type(study.pruner).__name__
+    return None if name == "NopPruner" or len(study.directions) > 1 else name
+
+
+def _described(param: Param) -> dict[str, Any]:
+    own = param.distribution
+    if isinstance(own, CategoricalDistribution):
+        return {"kind": "categorical", "choices": list(own.choices)}
+    assert isinstance(own, (IntDistribution, FloatDistribution))
+    kind = "int" if isinstance(own, IntDistribution) else "float"
+    return {"kind": kind, "log": own.log, "low": own.low, "high": own.high}
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Whoever reads finds the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text if text.endswith("\n") else text + "\n")
+        os.chmod(part, 0o644)
+        os.replace(part, path)
+    finally:
+        Path(part).unlink(missing_ok=True)

@@ -1,0 +1,73 @@
+"""Samplers and pruners by name, that Optuna does not have as such."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from hydra_plugins.study_sweeper._errors import BadSearch
+
+
+class Grid(optuna.samplers.RandomSampler):
+    """Every point of the space is put into the queue in the beginning: there is none to propose.
+
+    Optuna's own GridSampler works with `Study.optimize` alone.
+    """
+
+
+def auto(**options: Any) -> optuna.samplers.BaseSampler:
+    """Optuna Hub's AutoSampler."""
+    try:
+        import optunahub  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        raise BadSearch(
+            "hydra/sweeper/sampler=auto needs the package optunahub (pip install optunahub)."
+        ) from None
+    try:
+        module = optunahub.load_module("samplers/auto_sampler")
+    except Exception as error:
+        raise BadSearch(
+            f"hydra/sweeper/sampler=auto: Optuna Hub cannot be reached ({error}). "
+            "hydra/sweeper/sampler=tpe needs no network."
+        ) from error
+    sampler: optuna.samplers.BaseSampler = module.AutoSampler(**options)
+    return sampler
+
+
+def sampler(config: DictConfig, *, num_trials: int, is_conditional: bool) -> Any:
+    """The sampler, for a study that has so many trials already.
+
+    A sampler that begins again with the same seed would propose again what it proposed then. Points
+    of a quasi-random sequence are numbered in the study: there the seed must stay.
+    """
+    options = _set(config)
+    target = str(options["_target_"])
+    if num_trials and options.get("seed") is not None and not target.endswith("QMCSampler"):
+        options["seed"] = int(options["seed"]) + 7919 * num_trials
+    if target.endswith("TPESampler") and is_conditional:
+        options.setdefault("group", True)
+        options.setdefault("multivariate", True)
+    return _built(options, "sampler")
+
+
+def pruner(config: DictConfig) -> Any:
+    return _built(_set(config), "pruner")
+
+
+def _set(config: DictConfig) -> dict[str, Any]:
+    """Without what is left to Optuna."""
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items() if value is not None}
+
+
+def _built(options: Mapping[str, Any], what: str) -> Any:
+    try:
+        return instantiate(dict(options))
+    except Exception as error:
+        cause = error.__cause__ or error
+        raise BadSearch(
+            f"hydra.sweeper.{what}: {options.get('_target_')} cannot be built: {cause}"
+        ) from error

@@ -1,0 +1,395 @@
+"""The search itself: a feed for the launcher. Trials out as slots become free, values in.
+
+more    within the budgets: ask the study, a job for each replicate
+ended   all jobs of a trial have ended: tell the study
+close   what runs no more is given back
+"""
+
+import logging
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import optuna
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import OmegaConf
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from hydra_plugins.study_sweeper._presence import Presence
+from hydra_plugins.study_sweeper._report import PRUNED, trial_of
+from hydra_plugins.study_sweeper._space import Point, Space, written
+from hydra_plugins.study_sweeper._study import FOLDER, REASON, VALUES, Trials, counts
+
+log = logging.getLogger(__name__)
+
+# So many trials have failed, and none has completed: something is wrong with all of them.
+HOPELESS = 10
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When a search is over; None: that is no limit. See `config.SearchConf`."""
+
+    n_trials: int | None = None
+    timeout_s: float | None = None
+    patience: int | None = None
+    n_jobs: int | None = None
+    max_failures: int | None = None
+    max_failure_rate: float | None = None
+
+
+@dataclass
+class _Open:
+    """A trial that runs here.
+
+    Attributes:
+        left: replicates that have not been handed out.
+        values: of each job that has ended, what it returned, or what ended it.
+    """
+
+    number: int
+    point: Point
+    left: list[int]
+    values: dict[int, Any] = field(default_factory=dict)
+    folder: str | None = None
+
+
+class Search:
+    """See `hydra_plugins.gpu_launcher.feed.Feed`, which this is.
+
+    Args:
+        together: trials for each free slot.
+        replicates: jobs of a trial.
+        replicate_key: what they differ in.
+        in_turn: whether a trial's jobs run one after the other, each judged before the next.
+        presence: of this driver.
+
+    Attributes:
+        told: called after each trial that has ended.
+        stopped: why no more trials are asked for; None: they still are.
+        problem: why the search is to end as failed.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        trials: Trials,
+        space: Space,
+        budget: Budget,
+        *,
+        together: int = 1,
+        replicates: int = 1,
+        replicate_key: str = "seed",
+        in_turn: bool = False,
+        presence: Presence,
+    ) -> None:
+        self._study, self._trials, self._space, self._budget = study, trials, space, budget
+        self._together, self._replicates, self._key = together, replicates, replicate_key
+        self._in_turn, self._presence = in_turn, presence
+        self.told: Callable[[], object] = lambda: None
+        self._open: dict[int, _Open] = {}
+        self._began = time.monotonic()
+        self.stopped: str | None = None
+        self.problem: str | None = None
+        self._num_before = sum(1 for t in trials.all if counts(t) and t.state.is_finished())
+
+    @property
+    def num_jobs(self) -> int | None:
+        """How many jobs this start will run, as far as anybody knows."""
+        if self._budget.n_trials is None:
+            return None
+        return max(0, self._budget.n_trials - self._num_before) * self._replicates
+
+    # --- out ---------------------------------------------------------------------------------
+
+    def more(self, num_free: int) -> list[tuple[int, list[str], str]]:
+        """Jobs for so many free slots."""
+        jobs = self._continued(num_free) if self._in_turn else []
+        wanted = max(1, math.ceil(num_free * self._together / self._replicates))
+        if self._in_turn:
+            wanted = (num_free - len(jobs)) * self._together
+        if self._budget.n_jobs is not None:
+            wanted = min(wanted, self._budget.n_jobs - len(self._open))
+        for _ in range(wanted):
+            begun = self._begun()
+            if begun is None:
+                break
+            jobs += self._jobs(begun, 1 if self._in_turn else self._replicates)
+        return jobs
+
+    def _begun(self) -> _Open | None:
+        """A trial that begins; None: there is none now."""
+        if self.stopped is None:
+            self.stopped = self._over()
+        if self.stopped is not None:
+            return None
+        asked = self._trials.ask()
+        if asked is None:
+            total = self._budget.n_trials
+            is_full = total is not None and self._trials.num_taken() >= total
+            self.stopped = self._full() if is_full else self._exhausted()
+            return None
+        trial, point = asked
+        begun = _Open(trial.number, point, list(range(self._replicates)))
+        self._open[trial.number] = begun
+        return begun
+
+    def _jobs(self, begun: _Open, count: int) -> list[tuple[int, list[str], str]]:
+        point = self._space.overrides(begun.point)
+        extra = [f"{k}={written(v)}" for k, v in begun.point.items() if k not in self._names]
+        label = " ".join(f"{key}={_in_short(value)}" for key, value in begun.point.items())
+        jobs = []
+        for replicate in begun.left[:count]:
+            own = [f"{self._key}={replicate}"] if self._replicates > 1 else []
+            num = begun.number * self._replicates + replicate
+            overrides = [*self._space.fixed, *point, *extra, *own]
+            jobs.append((num, overrides, " ".join([label, *own])))
+        del begun.left[:count]
+        return jobs
+
+    @property
+    def _names(self) -> set[str]:
+        return {param.name for param in self._space.params}
+
+    def _continued(self, num_free: int) -> list[tuple[int, list[str], str]]:
+        """The next replicates of trials that have had some, and are worth the next."""
+        ready = [
+            one
+            for one in self._open.values()
+            if one.left and len(one.values) + len(one.left) == self._replicates
+        ]
+        jobs = []
+        for one in ready[:num_free]:
+            jobs += self._jobs(one, 1)
+        return jobs
+
+    # --- over --------------------------------------------------------------------------------
+
+    def _over(self) -> str | None:
+        """Why no further trial begins; None: one may."""
+        budget, spent = self._budget, time.monotonic() - self._began
+        is_full = budget.n_trials is not None and self._trials.num_taken() >= budget.n_trials
+        # Those that run elsewhere count, as long as there is somebody who runs them.
+        if is_full and not self._trials.reclaim():
+            return self._full()
+        if self._trials.is_exhausted and not self._waits():
+            return self._exhausted()
+        if budget.timeout_s is not None and spent >= budget.timeout_s:
+            return f"its {budget.timeout_s:g} s are over"
+        if (problem := self._too_many_failures()) is not None:
+            self.problem = problem
+            return problem
+        if budget.patience is not None and self._num_without_better() >= budget.patience:
+            return f"{budget.patience} trials in turn without a better one"
+        return None
+
+    def _waits(self) -> bool:
+        return any(trial.state == TrialState.WAITING for trial in self._trials.all)
+
+    def _full(self) -> str:
+        return f"its {self._budget.n_trials} trials are done"
+
+    def _exhausted(self) -> str:
+        count = self._trials.num_points
+        if count is None:
+            return "the sampler proposes only points that have been evaluated"
+        return f"all {count} points of the space have been evaluated"
+
+    def _too_many_failures(self) -> str | None:
+        counted = [t for t in self._trials.all if counts(t) and t.state.is_finished()]
+        num_failed = sum(1 for t in counted if t.state == TrialState.FAIL)
+        most, share = self._budget.max_failures, self._budget.max_failure_rate
+        if most is not None and num_failed > most:
+            return f"{num_failed} trials failed, more than hydra.sweeper.max_failures={most}"
+        if share is not None and counted and num_failed / len(counted) > share:
+            return (
+                f"{num_failed} of {len(counted)} trials failed, more than "
+                f"hydra.sweeper.max_failure_rate={share:g}"
+            )
+        if len(counted) == num_failed >= HOPELESS:
+            return f"all of the first {num_failed} trials failed"
+        return None
+
+    def _num_without_better(self) -> int:
+        """Trials that have ended since the best one did."""
+        ended = [t for t in self._trials.all if counts(t) and t.state.is_finished()]
+        ended.sort(key=lambda t: (t.datetime_complete is not None, t.datetime_complete, t.number))
+        best: list[FrozenTrial] = []
+        since = 0
+        for trial in ended:
+            is_better = trial.state == TrialState.COMPLETE and not any(
+                _is_as_good(one, trial, self._study.directions) for one in best
+            )
+            since = 0 if is_better else since + 1
+            if is_better:
+                best.append(trial)
+        return since
+
+    # --- in ----------------------------------------------------------------------------------
+
+    def ended(self, num: int, result: JobReturn) -> None:
+        """Take note of a job; of its trial, once it is the last one."""
+        number, replicate = divmod(num, self._replicates)
+        one = self._open[number]
+        one.values[replicate] = _outcome(result, len(self._study.directions))
+        one.folder = one.folder or _folder(result)
+        if self._in_turn and one.left and not self._is_to_stop(one, replicate):
+            return
+        if len(one.values) + len(one.left) == self._replicates and (not one.left or self._in_turn):
+            del self._open[number]
+            self._settle(one)
+            self.told()
+
+    def _is_to_stop(self, one: _Open, replicate: int) -> bool:
+        """Whether the next replicates of a trial are not worth it."""
+        value = one.values[replicate]
+        if isinstance(value, BaseException):
+            return True
+        trial = trial_of(self._study, one.number)
+        trial.report(value[0], replicate)
+        if not trial.should_prune():
+            return False
+        reason = f"worse than the best trial over the same {len(one.values)} jobs"
+        trial.set_user_attr(PRUNED, {"step": replicate, "reason": reason})
+        return True
+
+    def _settle(self, one: _Open) -> None:
+        """Tell the study how a trial ended."""
+        trial = trial_of(self._study, one.number)
+        known = self._study._storage.get_trial(trial._trial_id)
+        if one.folder is not None:
+            trial.set_user_attr(FOLDER, one.folder)
+        errors = [value for value in one.values.values() if isinstance(value, BaseException)]
+        pruned = known.user_attrs.get(PRUNED)
+        if pruned is None and errors and _is_pruning(errors[0]):
+            pruned = {"step": None, "reason": str(errors[0]) or "the job says so"}
+            errors = []
+        if errors:
+            reason = _in_words(errors[0])
+            trial.set_user_attr(REASON, reason)
+            self._study.tell(one.number, state=TrialState.FAIL)
+            log.warning("trial %d failed: %s", one.number, reason)
+            return
+        if pruned is not None:
+            trial.set_user_attr(PRUNED, pruned)
+            self._study.tell(one.number, state=TrialState.PRUNED)
+            at = f" at {pruned['step']}" if pruned["step"] is not None else ""
+            log.info("trial %d pruned%s: %s", one.number, at, pruned["reason"])
+            return
+        every = [one.values[replicate] for replicate in sorted(one.values)]
+        means = [statistics.fmean(values) for values in zip(*every, strict=True)]
+        if self._replicates > 1:
+            trial.set_user_attr(VALUES, every)
+        self._study.tell(one.number, means)
+        log.info("trial %d: %s%s", one.number, shown(means), self._best_so_far())
+
+    def _best_so_far(self) -> str:
+        if len(self._study.directions) > 1:
+            return f" ({len(self._study.best_trials)} on the Pareto front)"
+        best = self._study.best_trial
+        return f" (best {shown(best.values)}, trial {best.number})"
+
+    def close(self) -> None:
+        """Trials that have not ended wait for whoever goes on with the study."""
+        try:
+            for number in list(self._open):
+                del self._open[number]
+                self._trials.give_back(number)
+        finally:
+            self._presence.close()
+
+    def failures(self, most: int = 20) -> list[str]:
+        """A line for each trial that failed."""
+        failed = [t for t in self._trials.all if t.state == TrialState.FAIL and counts(t)]
+        lines = []
+        for trial in failed[:most]:
+            point = " ".join(f"{key}={written(value)}" for key, value in trial.params.items())
+            lines.append(f"  trial {trial.number} ({point}): {trial.user_attrs.get(REASON, '')}")
+        return lines + ([f"  and {len(failed) - most} more"] if failed[most:] else [])
+
+
+def _in_short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else written(value)
+
+
+def shown(values: Sequence[float] | None) -> str:
+    return ", ".join(f"{value:.5g}" for value in values or ())
+
+
+def _is_as_good(one: FrozenTrial, other: FrozenTrial, directions: Sequence[StudyDirection]) -> bool:
+    """Whether `one` is at least as good in every objective."""
+    signs = [1 if direction == StudyDirection.MAXIMIZE else -1 for direction in directions]
+    pairs = zip(signs, one.values or (), other.values or (), strict=True)
+    return all(sign * a >= sign * b for sign, a, b in pairs)
+
+
+def _is_pruning(error: BaseException) -> bool:
+    """Optuna's own exception, as an objective of Optuna's raises it."""
+    return isinstance(error, optuna.exceptions.TrialPruned)
+
+
+def _in_words(error: BaseException) -> str:
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+class NotAValue(ValueError):
+    """A job returned what cannot be compared."""
+
+
+def _outcome(result: JobReturn, num_objectives: int) -> list[float] | BaseException:
+    """The values of a job, or why it has none."""
+    if result.status != JobStatus.COMPLETED:
+        error = result._return_value
+        return error if isinstance(error, BaseException) else RuntimeError(str(error))
+    try:
+        return _values(result._return_value, num_objectives)
+    except NotAValue as error:
+        return error
+
+
+def _values(returned: Any, num_objectives: int) -> list[float]:
+    if num_objectives == 1:
+        return [_value(returned)]
+    if isinstance(returned, Mapping):
+        returned = list(returned.values())
+    if isinstance(returned, str) or not isinstance(returned, Sequence):
+        raise NotAValue(
+            f"it returned {_short(returned)}, not a list of {num_objectives} values, one for each "
+            "direction"
+        )
+    if len(returned) != num_objectives:
+        raise NotAValue(f"it returned {len(returned)} values for {num_objectives} directions")
+    return [_value(one) for one in returned]
+
+
+def _value(returned: Any) -> float:
+    if returned is None:
+        raise NotAValue("it returned nothing (None); the function must return its value")
+    if isinstance(returned, (str, bytes)):
+        raise NotAValue(f"it returned {_short(returned)}, not a number")
+    try:
+        value = float(returned)
+    except (TypeError, ValueError, RuntimeError):
+        raise NotAValue(f"it returned {_short(returned)}, not a number") from None
+    if not math.isfinite(value):
+        raise NotAValue(f"it returned {value}, which cannot be compared")
+    return value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _folder(result: JobReturn) -> str | None:
+    try:
+        assert result.hydra_cfg is not None
+        found = OmegaConf.select(result.hydra_cfg, "hydra.sweep.subdir")
+    except Exception:  # what names it may be what the job failed of
+        return None
+    return None if found is None else str(found)

@@ -1,0 +1,183 @@
+"""Where a study is kept: any storage of Optuna's, by its address.
+
+null                            study.db in the sweep's folder
+sqlite:///a.db                  a file
+postgresql://user@host/db       a server; anything else that SQLAlchemy takes
+journal:///shared/study.log     Optuna's journal, a file that several machines may share
+grpc://host:13000               Optuna's proxy
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy.exc
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from optuna.storages import BaseStorage, RDBStorage
+
+from hydra_plugins.study_sweeper._errors import BadSearch
+
+FILE = "study.db"
+# How long a database that another process holds is waited for.
+LOCKED_S = 20
+_TRIES = 5  # to make the tables, while others make them
+
+
+def address(storage: Any, sweep_dir: Path) -> str | DictConfig:
+    """Of the study of a sweep: what `hydra.sweeper.storage` says."""
+    if storage is None:
+        return f"sqlite:///{(sweep_dir / FILE).absolute()}"
+    if isinstance(storage, DictConfig):
+        return storage
+    text = str(storage)
+    for scheme in ("sqlite:///", "journal:///"):
+        # Three slashes and a name: relative to where the command was given, which jobs may leave.
+        if text.startswith(scheme) and ":memory:" not in text:
+            return scheme + str(Path(text.removeprefix(scheme)).absolute())
+    return text
+
+
+def in_words(storage: "str | DictConfig") -> str:
+    """The address without its password."""
+    if isinstance(storage, DictConfig):
+        return str(storage.get("_target_"))
+    if "@" not in storage:
+        return storage
+    try:
+        return sqlalchemy.engine.make_url(storage).render_as_string(hide_password=True)
+    except sqlalchemy.exc.ArgumentError:
+        return storage.rpartition("@")[2]
+
+
+def file_of(storage: "str | DictConfig") -> Path | None:
+    """The file of a storage that is one."""
+    for scheme in ("sqlite:///", "journal:///"):
+        if isinstance(storage, str) and storage.startswith(scheme):
+            return Path(storage.removeprefix(scheme).partition("?")[0])
+    return None
+
+
+def opened(storage: "str | DictConfig", *, is_new_allowed: bool = True) -> BaseStorage:
+    """The storage.
+
+    Args:
+        is_new_allowed: whether it may be made if it is not there.
+
+    Raises:
+        BadSearch: it cannot be used; the message says why.
+        FileNotFoundError: it is not there, and may not be made.
+    """
+    path = file_of(storage)
+    if path is not None and not path.exists() and not is_new_allowed:
+        raise FileNotFoundError(path)
+    try:
+        with explained(storage):
+            return _opened(storage, path)
+    except BadSearch:
+        raise
+    except (ImportError, RuntimeError, AssertionError, ValueError, OSError) as error:
+        text = _first_line(error)
+        raise BadSearch(
+            f"hydra.sweeper.storage={in_words(storage)} cannot be used: {text}."
+        ) from error
+
+
+@contextlib.contextmanager
+def explained(storage: "str | DictConfig") -> Iterator[None]:
+    """What a storage raises, in a sentence that says what to do."""
+    try:
+        yield
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        text = _first_line(getattr(error, "orig", None) or error.__cause__ or error)
+        raise BadSearch(
+            f"hydra.sweeper.storage={in_words(storage)} cannot be used: {text}. "
+            f"{_advice(text, storage)}"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [repr(error)])[0]
+
+
+def _advice(text: str, storage: "str | DictConfig") -> str:
+    if "locked" in text:
+        return f"Another process has held it for {LOCKED_S} s; try again when it is done."
+    if "malformed" in text or "not a database" in text or "corrupt" in text:
+        return (
+            "It is damaged. Move it away and give the same command: what the sweep's folder knows "
+            "of the trials is put into a new one."
+        )
+    if "readonly" in text or "unable to open" in text or "disk" in text:
+        path = file_of(storage)
+        return f"See that {path.parent if path else 'it'} can be written and has room."
+    return "The jobs' own results are untouched."
+
+
+def _opened(storage: "str | DictConfig", path: Path | None) -> BaseStorage:
+    if isinstance(storage, DictConfig):
+        made: BaseStorage = instantiate(storage)
+        return made
+    if storage.startswith("journal:"):
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
+
+        assert path is not None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return JournalStorage(JournalFileBackend(str(path)))
+    if storage.startswith("grpc://"):
+        return _proxy(storage)
+    if path is not None:
+        return _sqlite(storage, path)
+    return _patiently(lambda: RDBStorage(_with_driver(storage)))
+
+
+def _proxy(storage: str) -> BaseStorage:
+    from optuna.storages import GrpcStorageProxy
+
+    host, _, port = storage.removeprefix("grpc://").partition(":")
+    proxy = GrpcStorageProxy(host=host, port=int(port or 13000))
+    proxy.wait_server_ready(timeout=LOCKED_S)
+    return proxy
+
+
+def _sqlite(storage: str, path: Path) -> BaseStorage:
+    """A file is made whole aside, then put in place: a process that is killed while it makes the
+    tables leaves none that is half made, and of two the later one finds it there."""
+    options = {"connect_args": {"timeout": LOCKED_S}}
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        part.unlink(missing_ok=True)
+        try:
+            made = RDBStorage(f"sqlite:///{part}", engine_kwargs=options)
+            made.remove_session()
+            made.engine.dispose()
+            with contextlib.suppress(FileExistsError):
+                os.link(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    return RDBStorage(storage, engine_kwargs=options)
+
+
+def _patiently(make: Callable[[], BaseStorage]) -> BaseStorage:
+    """Of several that make the tables of a server at once, all but one fail at first."""
+    for wait_s in (0.2 * 2**k for k in range(_TRIES)):
+        try:
+            return make()
+        except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError):
+            time.sleep(wait_s)
+    return make()
+
+
+def _with_driver(storage: str) -> str:
+    """SQLAlchemy takes psycopg 3 for PostgreSQL; where only psycopg 2 is there, that will do."""
+    scheme, found, rest = storage.partition("://")
+    if found and scheme == "postgresql" and not find_spec("psycopg") and find_spec("psycopg2"):
+        return f"postgresql+psycopg2://{rest}"
+    return storage

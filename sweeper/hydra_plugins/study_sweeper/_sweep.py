@@ -1,0 +1,288 @@
+"""A search from its settings to its results."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from hydra.core.utils import configure_log
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig, OmegaConf
+
+from hydra_plugins.study_sweeper import (
+    _points,
+    _report,
+    _results,
+    _rounds,
+    _samplers,
+    _storage,
+    _study,
+)
+from hydra_plugins.study_sweeper._errors import BadSearch, SearchFailed
+from hydra_plugins.study_sweeper._presence import Presence
+from hydra_plugins.study_sweeper._search import Budget, Search, shown
+from hydra_plugins.study_sweeper._space import Space
+
+log = logging.getLogger(__name__)
+
+_DIRECTIONS = ("minimize", "maximize")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for, checked. See `config.SearchConf`."""
+
+    settings: DictConfig
+    directions: Sequence[str]
+    names: Sequence[str]
+    budget: Budget
+
+    @classmethod
+    def of(cls, settings: DictConfig) -> "Asked":
+        """
+        Raises:
+            BadSearch: a setting makes no sense.
+        """
+        directions = _directions(settings)
+        names = [str(name) for name in settings.get("objectives") or ()]
+        if names and len(names) != len(directions):
+            raise BadSearch(
+                f"hydra.sweeper.objectives names {len(names)} values, hydra.sweeper.direction has "
+                f"{len(directions)}."
+            )
+        if not names:
+            names = ["value"] if len(directions) == 1 else _numbered(len(directions))
+        fields = ("n_trials", "patience", "n_jobs", "max_failures")
+        limits = {key: _whole(settings, key, 0 if key == "max_failures" else 1) for key in fields}
+        for key in ("together", "replicates"):
+            _whole(settings, key, 1)
+        timeout_s, rate = settings.get("timeout_s"), settings.get("max_failure_rate")
+        if timeout_s is not None and not timeout_s > 0:
+            raise BadSearch(f"hydra.sweeper.timeout_s={timeout_s}: more than 0, or null.")
+        if rate is not None and not 0 <= rate <= 1:
+            raise BadSearch(f"hydra.sweeper.max_failure_rate={rate}: from 0 to 1, or null.")
+        return cls(settings, directions, names, Budget(timeout_s=timeout_s, max_failure_rate=rate,
+                                                       **limits))  # fmt: skip
+
+
+def _directions(settings: DictConfig) -> list[str]:
+    asked = settings.get("directions") or settings.get("direction")
+    several = [asked] if isinstance(asked, str) or not OmegaConf.is_list(asked) else list(asked)
+    found = [str(getattr(one, "name", one)).lower() for one in several]
+    for one in found:
+        if one not in _DIRECTIONS:
+            raise BadSearch(
+                f"hydra.sweeper.direction={one}: it is minimize or maximize, or a list of these."
+            )
+    if not found:
+        raise BadSearch("hydra.sweeper.direction is an empty list.")
+    return found
+
+
+def _numbered(count: int) -> list[str]:
+    return [f"value {place}" for place in range(count)]
+
+
+def _whole(settings: DictConfig, key: str, least: int) -> int | None:
+    value = settings.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise BadSearch(f"hydra.sweeper.{key}={value}: a whole number, {least} or more.")
+    return value
+
+
+def run(
+    asked: Asked,
+    space: Space,
+    custom: Any,
+    *,
+    launcher: Launcher,
+    config: DictConfig,
+    is_group: Callable[[str], bool],
+) -> None:
+    """See `StudySweeper.sweep`."""
+    settings = asked.settings
+    configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+    folder = Path(str(config.hydra.sweep.dir)).absolute()
+    points = _points.points(settings.get("enqueue"), space)
+    if str(settings.sampler.get("_target_", "")).endswith("_samplers.Grid"):
+        points += _grid(space, asked.budget.n_trials)
+    address = _storage.address(settings.get("storage"), folder)
+    name = _report.study_name(config.hydra)
+    if settings.get("dry_run"):
+        _say_what(asked, space, points, address, name)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    path = _storage.file_of(address)
+    was_there = path is not None and path.exists()
+    storage = _storage.opened(address)
+    pruner = _samplers.pruner(settings.pruner)
+    with _storage.explained(address):
+        study, is_new = _study.created(name, storage, asked.directions, pruner)
+    search, is_void = None, False
+    try:
+        with _storage.explained(address):
+            search = _prepared(asked, space, custom, study, is_new, folder, points)
+        results = _results.Results(
+            folder, study, space, storage=_storage.in_words(address), names=asked.names,
+            n_trials=asked.budget.n_trials, sampler=_name(study.sampler), is_group=is_group,
+        )  # fmt: skip
+        search.told = results.write
+        _launched(search, launcher, settings, config, address)
+    except Exception:
+        is_void = is_new and not _has_begun(study)
+        raise
+    finally:
+        if search is not None:
+            search.close()
+        if is_void:
+            _remove(study, None if was_there else path)
+        elif search is not None:
+            results.write(search.stopped)
+    _ended(search, results)
+
+
+def _prepared(
+    asked: Asked,
+    space: Space,
+    custom: Any,
+    study: optuna.Study,
+    is_new: bool,
+    folder: Path,
+    points: Sequence[Any],
+) -> Search:
+    settings, budget = asked.settings, asked.budget
+    _study.check_same(study, space, settings.get("bookkeeping") or ())
+    if is_new and (known := _results.read(folder)):
+        count = _study.restored(study, space, known)
+        log.warning("The study is new; %d trials are taken over from %s.", count, folder)
+    num_queued = _study.enqueue(study, points)
+    if num_queued:
+        log.info("%d points to begin with", num_queued)
+    seed = settings.sampler.get("seed")
+    presence = Presence(study)
+    trials = _study.Trials(study, space, presence, budget.n_trials, seed, custom)
+    waiting = trials.reclaim()
+    if waiting:
+        log.info("trials %s had not ended: they are run again", ", ".join(map(str, waiting)))
+    study.sampler = _samplers.sampler(
+        settings.sampler, num_trials=len(trials.all), is_conditional=space.is_conditional()
+    )
+    if not is_new:
+        _say_state(trials, budget)
+    return Search(
+        study, trials, space, budget, together=settings.get("together") or 1,
+        replicates=settings.get("replicates") or 1, replicate_key=settings.replicate_key,
+        in_turn=_name(study.pruner) == "WilcoxonPruner", presence=presence,
+    )  # fmt: skip
+
+
+def _launched(
+    search: Search,
+    launcher: Launcher,
+    settings: DictConfig,
+    config: DictConfig,
+    address: Any,
+) -> None:
+    launch_from = getattr(launcher, "launch_from", None)
+    with _storage.explained(address):
+        if launch_from is not None:
+            launch_from(search)
+        else:
+            _rounds.run(search, launcher, settings.get("n_jobs") or _rounds.num_jobs(config))
+
+
+def _ended(search: Search, results: _results.Results) -> None:
+    """Files, and what a person reads at the end."""
+    best = results.write(search.stopped, is_last=True)
+    log.info("The search has ended: %s.", search.stopped or "stopped")
+    if not best:
+        raise SearchFailed("\n".join(["No trial completed.", *search.failures()]))
+    for trial in best[:10]:
+        log.info("best: trial %d, %s", trial.number, shown(trial.values))
+    if len(best) == 1:
+        log.info("  %s", " ".join(results.command(best[0])))
+    if search.problem is not None:
+        raise SearchFailed("\n".join([f"The search was stopped: {search.problem}.",
+                                      *search.failures()]))  # fmt: skip
+
+
+def _grid(space: Space, n_trials: int | None) -> list[Any]:
+    points = space.points()
+    if points is None:
+        raise BadSearch(
+            "hydra/sweeper/sampler=grid: the space is not finite, or has more points than can be "
+            "listed. Give choices or ranges: lr=1e-3,1e-4."
+        )
+    found = list(points)
+    if n_trials is not None and len(found) > n_trials:
+        log.warning(
+            "The grid has %d points, hydra.sweeper.n_trials is %d: the first %d are run.",
+            len(found), n_trials, n_trials,
+        )  # fmt: skip
+    return found
+
+
+def _say_what(asked: Asked, space: Space, points: Sequence[Any], address: Any, name: str) -> None:
+    """The dry run."""
+    budget, settings = asked.budget, asked.settings
+    print("search (a dry run: nothing is written, nothing is run)")
+    for param in space.params:
+        when = "".join(f", where {k} is {' or '.join(sorted(v))}" for k, v in param.when.items())
+        print(f"  {param.key}: {param.distribution}{when}")
+    print(f"  fixed: {' '.join(space.fixed) or 'nothing'}")
+    print(f"  sampler {_short(settings.sampler)}, pruner {_short(settings.pruner)}")
+    goals = ", ".join(f"{d} {n}" for n, d in zip(asked.names, asked.directions, strict=True))
+    each = f" of {settings.replicates} jobs each" if settings.replicates > 1 else ""
+    print(f"  {goals}; at most {budget.n_trials or 'any number of'} trials{each}")
+    every = space.points()
+    if every is not None:
+        print(f"  the space has {len(list(every))} points")
+    if points:
+        print(f"  {len(points)} points to begin with")
+    print(f"  study {name} in {_storage.in_words(address)}: {_state_of(address, name)}")
+
+
+def _state_of(address: Any, name: str) -> str:
+    try:
+        storage = _storage.opened(address, is_new_allowed=False)
+        study = optuna.load_study(study_name=name, storage=storage)
+    except (FileNotFoundError, KeyError, BadSearch):
+        return "not begun"
+    states = [trial.state.name.lower() for trial in study.get_trials(deepcopy=False)]
+    kinds = sorted(set(states))
+    return ", ".join(f"{states.count(kind)} {kind}" for kind in kinds) or "no trial yet"
+
+
+def _say_state(trials: _study.Trials, budget: Budget) -> None:
+    count = trials.num_taken()
+    if count:
+        of = f" of {budget.n_trials}" if budget.n_trials is not None else ""
+        log.info("The study goes on: %d%s trials are there already.", count, of)
+
+
+def _has_begun(study: optuna.Study) -> bool:
+    """Whether any trial of it has come to anything."""
+    try:
+        trials = study.get_trials(deepcopy=False)
+    except Exception:
+        return True
+    return any(trial.state.is_finished() or trial.intermediate_values for trial in trials)
+
+
+def _remove(study: optuna.Study, path: Path | None) -> None:
+    """Nothing was run: it is as if nothing had been asked for."""
+    optuna.delete_study(study_name=study.study_name, storage=study._storage)
+    if path is not None:
+        path.unlink(missing_ok=True)
+
+
+def _name(thing: Any) -> str:
+    return type(thing).__name__
+
+
+def _short(config: DictConfig) -> str:
+    return str(config.get("_target_", "")).rpartition(".")[2]

@@ -1,0 +1,148 @@
+"""What Hydra builds for `hydra/sweeper=search`; Optuna is imported when a search begins."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from hydra.utils import get_method
+from omegaconf import DictConfig, OmegaConf
+
+from hydra_plugins.study_sweeper._errors import BadSearch
+
+log = logging.getLogger(__name__)
+
+
+class StudySweeper(Sweeper):
+    """Searches with an Optuna study.
+
+    Args:
+        settings: see `config.SearchConf`.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = OmegaConf.create(settings, flags={"allow_objects": True})
+        self.launcher: Launcher | None = None
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Search to the end of the budget.
+
+        Args:
+            arguments: overrides, as typed.
+
+        Raises:
+            BadSearch: it cannot be carried out; said before any job runs.
+            SearchFailed: no trial completed, or more failed than are allowed.
+        """
+        from hydra_plugins.study_sweeper import _samplers, _space, _sweep
+
+        context, config, launcher = self.hydra_context, self.config, self.launcher
+        assert context is not None and config is not None and launcher is not None
+        settings = self.settings
+        asked = _sweep.Asked.of(settings)
+        space = _space.space(
+            arguments,
+            _mapping(settings, "params"),
+            _mapping(settings, "conditions"),
+            OverridesParser.create(config_loader=context.config_loader),
+        )
+        custom = _custom(settings.get("custom_search_space"), config)
+        if not space.params and custom is None:
+            raise BadSearch(
+                "There is nothing to search: give a key a range, such as "
+                "'optimizer.lr=tag(log,interval(1e-5,1e-1))', or choices, model=a,b."
+            )
+        _check_composes(space, context, config)
+        _samplers.pruner(settings.pruner)
+        _samplers.sampler(settings.sampler, num_trials=0, is_conditional=False)
+        _sweep.run(
+            asked, space, custom, launcher=launcher, config=config, is_group=_is_group(context)
+        )
+
+
+def _mapping(settings: DictConfig, key: str) -> dict[str, Any]:
+    found = OmegaConf.to_container(OmegaConf.create(settings.get(key) or {}))
+    if not isinstance(found, Mapping):
+        raise BadSearch(f"hydra.sweeper.{key}: a mapping, key: value.")
+    return {str(name): value for name, value in found.items()}
+
+
+def _is_group(context: HydraContext) -> Callable[[str], bool]:
+    loader = context.config_loader
+
+    def is_group(key: str) -> bool:
+        return bool(loader.list_groups(key) or loader.get_group_options(key))
+
+    return is_group
+
+
+def _check_composes(space: Any, context: HydraContext, config: DictConfig) -> None:
+    """Every choice, and the ends of every range, with the first of all others.
+
+    Raises:
+        BadSearch: the configuration has no such key, or no such option.
+    """
+    first = {param.name: param.ends()[0] for param in space.params}
+    checked: list[Sequence[str]] = []
+    for param in space.params:
+        for value in param.ends():
+            point = {**first, param.name: value, **_that_hold(space, param)}
+            kept = {p.name: point[p.name] for p in space.params if _is_in(space, p, point)}
+            line = [*space.fixed, *space.overrides(kept)]
+            if line not in checked:
+                checked.append(line)
+                context.config_loader.load_sweep_config(config, list(line))
+
+
+def _that_hold(space: Any, param: Any) -> dict[str, Any]:
+    """Values of other parameters with which a parameter is part of the point."""
+    by_name = {one.name: one for one in space.params}
+    from hydra_plugins.study_sweeper._space import written
+
+    found: dict[str, Any] = {}
+    for other, wanted in param.when.items():
+        own = by_name[other]
+        fitting = [v for v in own.values() or own.ends() if written(v) in wanted]
+        if fitting:
+            found |= {other: fitting[0], **_that_hold(space, own)}
+    return found
+
+
+def _is_in(space: Any, param: Any, point: Mapping[str, Any]) -> bool:
+    from hydra_plugins.study_sweeper._space import written
+
+    by_name = {one.name: one for one in space.params}
+    return all(
+        written(point[other]) in wanted and _is_in(space, by_name[other], point)
+        for other, wanted in param.when.items()
+    )
+
+
+def _custom(path: str | None, config: DictConfig) -> Callable[..., dict[str, Any]] | None:
+    """The application's own part of the space."""
+    if path is None:
+        return None
+    try:
+        function = get_method(path)
+    except Exception as error:
+        raise BadSearch(
+            f"hydra.sweeper.custom_search_space={path}: there is no such function."
+        ) from error
+
+    def suggested(trial: Any, point: Mapping[str, Any]) -> dict[str, Any]:
+        function(config, trial)
+        return {key: value for key, value in trial.params.items() if key not in point}
+
+    return suggested
