@@ -158,6 +158,11 @@ class Returned(JobReturn):
         pass
 
     @property
+    def output_dir(self) -> str:
+        """The job's own folder, absolute."""
+        return str(self._work.placed(self._job).hydra.runtime.output_dir)
+
+    @property
     def hydra_cfg(self) -> DictConfig:
         """All of the job's configuration, as `HydraConfig` had it."""
         with _as_hydra_config(self._work.placed(self._job)) as config:

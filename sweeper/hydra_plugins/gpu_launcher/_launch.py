@@ -132,7 +132,7 @@ def launch_from(feed: Feed, work: Work, executor: Executor, options: Options) ->
             be; no job has run.
         Exception: what `prepare` raised of the first jobs; no job has run.
     """
-    _Launch(work, executor, options).run(feed)
+    _Launch(work, executor, options, ahead=1).run(feed)
 
 
 class _Batch:
@@ -152,13 +152,21 @@ class _Batch:
 
 
 class _Launch:
-    """What a launch keeps while it runs."""
+    """What a launch keeps while it runs.
 
-    def __init__(self, work: Work, executor: Executor, options: Options) -> None:
+    Args:
+        ahead: how many arrays are asked for before there is a slot for them. A slot then need not
+            wait while results are looked at and the next job is decided on, which may take longer
+            than a job. With one slot nothing runs meanwhile: there it is better to know them all.
+    """
+
+    def __init__(self, work: Work, executor: Executor, options: Options, ahead: int = 0) -> None:
         self._work, self._executor, self._options = work, executor, options
         self._told = _told(options)
         self._num_slots = len(executor.slot_names)
-        self._queue = Queue([], self._num_slots, options.max_retries)
+        is_eager = self._num_slots > 1 and not options.fail_fast
+        self._ahead = ahead if is_eager else 0
+        self._queue = Queue([], self._num_slots, options.max_retries, is_eager=is_eager)
         self._has_begun = False
 
     def run(self, feed: Feed) -> None:
@@ -197,7 +205,7 @@ class _Launch:
 
     def _fill(self, feed: Feed) -> None:
         """Ask for jobs until every slot has something to do, or there is none."""
-        while (num_free := self._num_slots - self._queue.num_open) > 0:
+        while (num_free := self._num_slots + self._ahead - self._queue.num_open) > 0:
             jobs = [Job(num, label, tuple(own)) for num, own, label in feed.more(num_free)]
             if not jobs:
                 break
@@ -208,7 +216,7 @@ class _Launch:
             self._view.skip(len(results))
             self._queue.add(arrays, num_free)
             for job, result in results:
-                feed.ended(job.num, result)
+                feed.ended(job.num, Returned(result, job, self._work))
 
     def _admitted(self, jobs: Sequence[Job]) -> tuple[list[Array], list[tuple[Job, JobReturn]]]:
         """Arrays to run, and the results of jobs that need not or cannot be run.

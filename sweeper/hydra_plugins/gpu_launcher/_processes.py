@@ -72,6 +72,8 @@ class ProcessExecutor:
             for place in self._places:
                 ended = place.hear(self._timeout_s)
                 if ended is not None:
+                    if queue.is_eager:
+                        self._begin(queue)
                     yield ended
 
     @property

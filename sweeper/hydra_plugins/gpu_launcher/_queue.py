@@ -45,9 +45,19 @@ class Queue:
             are split, so that no slot stays idle. With several, the longest come first: a long one
             that starts last keeps the others waiting for it.
         max_retries: of each job.
+        is_eager: whether a slot that has become free takes the next array before anybody has looked
+            at what came out of the last one.
     """
 
-    def __init__(self, arrays: Sequence[Array], num_slots: int = 1, max_retries: int = 0) -> None:
+    def __init__(
+        self,
+        arrays: Sequence[Array],
+        num_slots: int = 1,
+        max_retries: int = 0,
+        *,
+        is_eager: bool = False,
+    ) -> None:
+        self.is_eager = is_eager
         self._longest_first = num_slots > 1
         self._max_retries = max_retries
         self._retries: dict[int, int] = {}

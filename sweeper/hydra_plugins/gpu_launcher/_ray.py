@@ -95,6 +95,8 @@ class RayExecutor:
             self._begin(queue)
             for slot in self._answered(self._wait_s(queue)):
                 if ended := slot.take():
+                    if queue.is_eager:
+                        self._begin(queue)
                     yield ended
             for slot in self._slots:
                 if ended := slot.check(self._timeout_s):

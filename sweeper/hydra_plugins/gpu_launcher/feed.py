@@ -39,8 +39,9 @@ class Feed(Protocol):
         """Jobs that are to be run now, each as `Next` has it.
 
         Args:
-            num_free: so many slots have nothing to do. There may be more jobs than that: they are
-                planned together (`hydra.launcher.prepare`), and may become arrays.
+            num_free: so many slots have nothing to do, or nothing to do next. There may be more
+                jobs than that: they are planned together (`hydra.launcher.prepare`), and may become
+                arrays.
 
         Returns:
             Nothing: there is none now. It is asked again after each job that ends; the launch is

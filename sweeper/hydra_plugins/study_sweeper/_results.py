@@ -11,6 +11,7 @@ import os
 import shlex
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,11 +25,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hydra_plugins.study_sweeper._report import PRUNED
 from hydra_plugins.study_sweeper._space import Param, Space, Value, written
-from hydra_plugins.study_sweeper._study import FOLDER, REASON, SAME_AS, counts
+from hydra_plugins.study_sweeper._study import FOLDER, REASON, SAME_AS, counts, section
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
+# While the search goes on; the study itself has each trial at once.
+EVERY_S = 1.0
 SEARCH = "search.json"
 RESULTS = "optimization_results.yaml"
 EXPERIMENT = Path("experiment", "best.yaml")
@@ -74,6 +77,7 @@ class Results:
         storage: its address, without a password.
         names: of the objectives.
         is_group: whether a key names a config group.
+        bookkeeping: sections that say where or how fast, not what.
     """
 
     def __init__(
@@ -87,18 +91,23 @@ class Results:
         n_trials: int | None,
         sampler: str,
         is_group: Callable[[str], bool],
+        bookkeeping: Sequence[str] = (),
     ) -> None:
         self._folder, self._study, self._space = folder, study, space
         self._storage, self._names, self._n_trials = storage, names, n_trials
-        self._sampler, self._is_group = sampler, is_group
+        self._sampler, self._is_group, self._bookkeeping = sampler, is_group, bookkeeping
+        self._written_at = float("-inf")
 
     def write(self, stopped: str | None = None, *, is_last: bool = False) -> list[FrozenTrial]:
-        """Write what is known by now; returns the best.
+        """Write what is known by now, if that is due; returns the best.
 
         Args:
             stopped: why the search has ended.
             is_last: whether this start is over: then the best point is written down as well.
         """
+        if not is_last and time.monotonic() - self._written_at < EVERY_S:
+            return []
+        self._written_at = time.monotonic()
         best = best_of(self._study)
         is_one = len(best) > 0 and len(self._names) == 1
         values = {
@@ -132,7 +141,8 @@ class Results:
         point = self._space.overrides(self._point(trial))
         known = {param.name for param in self._space.params}
         extra = [f"{k}={written(v)}" for k, v in trial.params.items() if k not in known]
-        fixed = [one for one in self._space.fixed if not one.lstrip("+~").startswith("hydra")]
+        left_out = {"hydra", *self._bookkeeping}
+        fixed = [one for one in self._space.fixed if section(one) not in left_out]
         return [*program, *fixed, *point, *extra]
 
     def _write_best(self, best: Sequence[FrozenTrial]) -> None:

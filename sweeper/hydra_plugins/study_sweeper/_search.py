@@ -7,11 +7,14 @@ close   what runs no more is given back
 
 import logging
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import datetime
+from pathlib import Path
+from typing import Any, cast
 
 import optuna
 from hydra.core.utils import JobReturn, JobStatus
@@ -22,7 +25,14 @@ from optuna.trial import FrozenTrial, TrialState
 from hydra_plugins.study_sweeper._presence import Presence
 from hydra_plugins.study_sweeper._report import PRUNED, trial_of
 from hydra_plugins.study_sweeper._space import Point, Space, written
-from hydra_plugins.study_sweeper._study import FOLDER, REASON, VALUES, Trials, counts
+from hydra_plugins.study_sweeper._study import (
+    FOLDER,
+    REASON,
+    VALUES,
+    Trials,
+    counts,
+    is_taken,
+)
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +77,7 @@ class Search:
         replicate_key: what they differ in.
         in_turn: whether a trial's jobs run one after the other, each judged before the next.
         presence: of this driver.
+        sweep_dir: absolute.
 
     Attributes:
         told: called after each trial that has ended.
@@ -86,10 +97,11 @@ class Search:
         replicate_key: str = "seed",
         in_turn: bool = False,
         presence: Presence,
+        sweep_dir: Path,
     ) -> None:
         self._study, self._trials, self._space, self._budget = study, trials, space, budget
         self._together, self._replicates, self._key = together, replicates, replicate_key
-        self._in_turn, self._presence = in_turn, presence
+        self._in_turn, self._presence, self._sweep_dir = in_turn, presence, sweep_dir
         self.told: Callable[[], object] = lambda: None
         self._open: dict[int, _Open] = {}
         self._began = time.monotonic()
@@ -129,8 +141,7 @@ class Search:
             return None
         asked = self._trials.ask()
         if asked is None:
-            total = self._budget.n_trials
-            is_full = total is not None and self._trials.num_taken() >= total
+            is_full = self._is_full(self._trials.all)
             self.stopped = self._full() if is_full else self._exhausted()
             return None
         trial, point = asked
@@ -172,23 +183,25 @@ class Search:
     def _over(self) -> str | None:
         """Why no further trial begins; None: one may."""
         budget, spent = self._budget, time.monotonic() - self._began
-        is_full = budget.n_trials is not None and self._trials.num_taken() >= budget.n_trials
+        trials = self._trials.all
         # Those that run elsewhere count, as long as there is somebody who runs them.
-        if is_full and not self._trials.reclaim():
+        if self._is_full(trials) and not self._trials.reclaim():
             return self._full()
-        if self._trials.is_exhausted and not self._waits():
+        if self._trials.is_exhausted(trials):
             return self._exhausted()
         if budget.timeout_s is not None and spent >= budget.timeout_s:
             return f"its {budget.timeout_s:g} s are over"
-        if (problem := self._too_many_failures()) is not None:
+        ended = [trial for trial in trials if counts(trial) and trial.state.is_finished()]
+        if (problem := self._too_many_failures(ended)) is not None:
             self.problem = problem
             return problem
-        if budget.patience is not None and self._num_without_better() >= budget.patience:
+        if budget.patience is not None and self._num_without_better(ended) >= budget.patience:
             return f"{budget.patience} trials in turn without a better one"
         return None
 
-    def _waits(self) -> bool:
-        return any(trial.state == TrialState.WAITING for trial in self._trials.all)
+    def _is_full(self, trials: Sequence[FrozenTrial]) -> bool:
+        total = self._budget.n_trials
+        return total is not None and sum(map(is_taken, trials)) >= total
 
     def _full(self) -> str:
         return f"its {self._budget.n_trials} trials are done"
@@ -199,8 +212,7 @@ class Search:
             return "the sampler proposes only points that have been evaluated"
         return f"all {count} points of the space have been evaluated"
 
-    def _too_many_failures(self) -> str | None:
-        counted = [t for t in self._trials.all if counts(t) and t.state.is_finished()]
+    def _too_many_failures(self, counted: Sequence[FrozenTrial]) -> str | None:
         num_failed = sum(1 for t in counted if t.state == TrialState.FAIL)
         most, share = self._budget.max_failures, self._budget.max_failure_rate
         if most is not None and num_failed > most:
@@ -214,10 +226,9 @@ class Search:
             return f"all of the first {num_failed} trials failed"
         return None
 
-    def _num_without_better(self) -> int:
+    def _num_without_better(self, counted: Sequence[FrozenTrial]) -> int:
         """Trials that have ended since the best one did."""
-        ended = [t for t in self._trials.all if counts(t) and t.state.is_finished()]
-        ended.sort(key=lambda t: (t.datetime_complete is not None, t.datetime_complete, t.number))
+        ended = sorted(counted, key=lambda t: (t.datetime_complete or datetime.min, t.number))
         best: list[FrozenTrial] = []
         since = 0
         for trial in ended:
@@ -236,7 +247,7 @@ class Search:
         number, replicate = divmod(num, self._replicates)
         one = self._open[number]
         one.values[replicate] = _outcome(result, len(self._study.directions))
-        one.folder = one.folder or _folder(result)
+        one.folder = one.folder or _folder(result, self._sweep_dir)
         if self._in_turn and one.left and not self._is_to_stop(one, replicate):
             return
         if len(one.values) + len(one.left) == self._replicates and (not one.left or self._in_turn):
@@ -386,10 +397,12 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _folder(result: JobReturn) -> str | None:
+def _folder(result: JobReturn, sweep_dir: Path) -> str | None:
+    """The job's folder, from the sweep's."""
     try:
-        assert result.hydra_cfg is not None
-        found = OmegaConf.select(result.hydra_cfg, "hydra.sweep.subdir")
+        found = getattr(result, "output_dir", None)
+        if found is None:
+            found = OmegaConf.select(cast(Any, result.hydra_cfg), "hydra.runtime.output_dir")
+        return None if found is None else os.path.relpath(str(found), sweep_dir)
     except Exception:  # what names it may be what the job failed of
         return None
-    return None if found is None else str(found)

@@ -162,7 +162,26 @@ def _sqlite(storage: str, path: Path) -> BaseStorage:
                 os.link(part, path)
         finally:
             part.unlink(missing_ok=True)
-    return RDBStorage(storage, engine_kwargs=options)
+    found = RDBStorage(storage, engine_kwargs=options)
+    sqlalchemy.event.listen(found.engine, "connect", _relaxed)
+    found.engine.dispose()  # connections from before
+    return found
+
+
+def _relaxed(connection: Any, record: Any) -> None:
+    """A write need not wait for the disk: a crash of the machine may cost the last ones, which the
+    sweep's folder tells of, and no more than these."""
+    with contextlib.closing(connection.cursor()) as cursor:
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=NORMAL")
+
+
+def closed(storage: BaseStorage) -> None:
+    """Let go of it; a SQLite file is then one file again."""
+    engine = getattr(getattr(storage, "_backend", storage), "engine", None)
+    if engine is not None:
+        storage.remove_session()
+        engine.dispose()
 
 
 def _patiently(make: Callable[[], BaseStorage]) -> BaseStorage:

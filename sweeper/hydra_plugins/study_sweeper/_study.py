@@ -99,7 +99,7 @@ def check_same(study: optuna.Study, space: Space, bookkeeping: Sequence[str] = (
                 "begin with the points of this one: hydra.sweeper.enqueue=<the sweep's folder>."
             ) from error
     before = study.user_attrs.get(_FIXED)
-    now = sorted(one for one in space.fixed if _section(one) not in {"hydra", *bookkeeping})
+    now = sorted(one for one in space.fixed if section(one) not in {"hydra", *bookkeeping})
     if before is not None and before != now and study.get_trials(deepcopy=False):
         raise BadSearch(
             f"The study {study.study_name} holds trials of other settings: "
@@ -111,7 +111,8 @@ def check_same(study: optuna.Study, space: Space, bookkeeping: Sequence[str] = (
     study.set_user_attr(_FIXED, now)
 
 
-def _section(override: str) -> str:
+def section(override: str) -> str:
+    """The section of the configuration that an override sets something in."""
     return re.split(r"[./@=]", override.lstrip("+~"), maxsplit=1)[0]
 
 
@@ -145,16 +146,14 @@ class Trials:
 
     @property
     def all(self) -> list[FrozenTrial]:
+        """As they are now: this asks the storage."""
         return self._study.get_trials(deepcopy=False)
 
-    def num_taken(self) -> int:
-        """How many count: they have ended or are being run, here or elsewhere."""
-        return sum(1 for trial in self.all if counts(trial) and trial.state != TrialState.WAITING)
-
-    @property
-    def is_exhausted(self) -> bool:
-        """Whether every point of a finite space has been taken."""
-        return self._every is not None and set(self._every) <= self._taken()
+    def is_exhausted(self, trials: Sequence[FrozenTrial]) -> bool:
+        """Whether every point of a finite space has been taken, and none waits."""
+        if self._every is None or any(trial.state == TrialState.WAITING for trial in trials):
+            return False
+        return set(self._every) <= self._taken(trials)
 
     @property
     def num_points(self) -> int | None:
@@ -165,10 +164,11 @@ class Trials:
 
         It is one of those that wait, if any do.
         """
-        while not self.is_exhausted or self._waiting():
+        while self._every is None or not self.is_exhausted(self.all):
             trial = self._study.ask()
             trial.set_user_attr(DRIVER, self._presence.name)
-            if self._is_surplus(trial):
+            others = [one for one in self.all if one.number != trial.number and counts(one)]
+            if self._is_surplus(trial, others):
                 self._close(trial, SURPLUS, True)
                 return None
             with warnings.catch_warnings():
@@ -176,13 +176,13 @@ class Trials:
                 point = self._space.suggested(trial)
             if self._custom is not None:
                 point |= self._custom(trial, point)
-            same = self._same(trial, point)
+            same = self._same(trial, point, others)
             if same is None:
                 return trial, point
             self._take_over(trial, same)
             if self._every is None and self._num_repeated() > MAX_REPEATED:
                 return None
-            left = self._left()
+            left = self._left(others)
             if left:
                 chosen = random.Random(f"{self._seed} {trial.number}").choice(left)
                 self._study.enqueue_trial(chosen)
@@ -218,9 +218,6 @@ class Trials:
 
     # --- inside ------------------------------------------------------------------------------
 
-    def _waiting(self) -> bool:
-        return any(trial.state == TrialState.WAITING for trial in self.all)
-
     def _is_orphan(self, trial: FrozenTrial) -> bool:
         driver = trial.user_attrs.get(DRIVER)
         if driver is not None:
@@ -229,23 +226,17 @@ class Trials:
             return True
         return trial.duration is None and _age_s(trial) > ASKING_S
 
-    def _is_surplus(self, trial: Trial) -> bool:
+    def _is_surplus(self, trial: Trial, others: Sequence[FrozenTrial]) -> bool:
         """Of several drivers that ask at once, the later ones may get one too many."""
-        if self._total is None:
-            return False
-        before = [
-            one
-            for one in self.all
-            if one.number < trial.number and counts(one) and one.state != TrialState.WAITING
-        ]
-        return len(before) >= self._total
+        before = sum(1 for one in others if one.number < trial.number and is_taken(one))
+        return self._total is not None and before >= self._total
 
-    def _same(self, trial: Trial, point: Point) -> FrozenTrial | None:
+    def _same(
+        self, trial: Trial, point: Point, others: Sequence[FrozenTrial]
+    ) -> FrozenTrial | None:
         """A trial that has this point already, or is about to."""
         own = identity(point)
-        for other in self.all:
-            if other.number == trial.number or not counts(other):
-                continue
+        for other in others:
             is_first = other.state.is_finished() or other.number < trial.number
             if is_first and other.params and identity(self._rounded(other)) == own:
                 return other
@@ -280,16 +271,16 @@ class Trials:
             count += 1
         return count
 
-    def _left(self) -> list[Point]:
+    def _left(self, trials: Sequence[FrozenTrial]) -> list[Point]:
         """Points of a finite space that no trial has."""
         if self._every is None:
             return []
-        taken = self._taken()
+        taken = self._taken(trials)
         return [point for key, point in self._every.items() if key not in taken]
 
-    def _taken(self) -> set[tuple[tuple[str, str], ...]]:
+    def _taken(self, trials: Sequence[FrozenTrial]) -> set[tuple[tuple[str, str], ...]]:
         taken = set()
-        for trial in self.all:
+        for trial in trials:
             if counts(trial):
                 waits_for = trial.system_attrs.get("fixed_params") if not trial.params else None
                 taken.add(identity(waits_for or self._rounded(trial)))
@@ -299,6 +290,11 @@ class Trials:
 def counts(trial: FrozenTrial) -> bool:
     """Whether it is one of those that were asked for."""
     return SAME_AS not in trial.user_attrs and SURPLUS not in trial.user_attrs
+
+
+def is_taken(trial: FrozenTrial) -> bool:
+    """Whether it counts, and has ended or is being run, here or elsewhere."""
+    return counts(trial) and trial.state != TrialState.WAITING
 
 
 def _age_s(trial: FrozenTrial) -> float:

@@ -129,6 +129,7 @@ def run(
         results = _results.Results(
             folder, study, space, storage=_storage.in_words(address), names=asked.names,
             n_trials=asked.budget.n_trials, sampler=_name(study.sampler), is_group=is_group,
+            bookkeeping=settings.get("bookkeeping") or (),
         )  # fmt: skip
         search.told = results.write
         _launched(search, launcher, settings, config, address)
@@ -140,8 +141,6 @@ def run(
             search.close()
         if is_void:
             _remove(study, None if was_there else path)
-        elif search is not None:
-            results.write(search.stopped)
     _ended(search, results)
 
 
@@ -176,7 +175,7 @@ def _prepared(
     return Search(
         study, trials, space, budget, together=settings.get("together") or 1,
         replicates=settings.get("replicates") or 1, replicate_key=settings.replicate_key,
-        in_turn=_name(study.pruner) == "WilcoxonPruner", presence=presence,
+        in_turn=_name(study.pruner) == "WilcoxonPruner", presence=presence, sweep_dir=folder,
     )  # fmt: skip
 
 
@@ -258,7 +257,7 @@ def _state_of(address: Any, name: str) -> str:
 
 
 def _say_state(trials: _study.Trials, budget: Budget) -> None:
-    count = trials.num_taken()
+    count = sum(map(_study.is_taken, trials.all))
     if count:
         of = f" of {budget.n_trials}" if budget.n_trials is not None else ""
         log.info("The study goes on: %d%s trials are there already.", count, of)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.plugins.config_source import ConfigLoadError
 from omegaconf import MISSING
 
 # --- samplers -------------------------------------------------------------------------------
@@ -167,7 +168,15 @@ class WilcoxonConf:
 class SearchConf:
     _target_: str = "hydra_plugins.study_sweeper.sweeper.StudySweeper"
     _recursive_: bool = False
-    defaults: list[Any] = field(default_factory=lambda: [{"sampler": "tpe"}, {"pruner": "median"}])
+    defaults: list[Any] = field(
+        default_factory=lambda: [
+            "_self_",
+            {"sampler": "tpe"},
+            {"pruner": "median"},
+            # An application's own settings: hydra/sweeper/app/search.yaml among its files.
+            {"optional app@_here_": "search"},
+        ]
+    )
     sampler: Any = MISSING
     pruner: Any = MISSING
 
@@ -240,11 +249,16 @@ _PRUNERS = {
 
 
 def _store(group: str, name: str, node: type) -> None:
-    ConfigStore.instance().store(group=group, name=name, node=node, provider="study_sweeper")
+    """Unless it is there: the official Optuna sweeper has samplers of the same names, which are as
+    good for us, while ours would break it."""
+    store = ConfigStore.instance()
+    try:
+        store.load(f"{group}/{name}.yaml")
+    except ConfigLoadError:
+        store.store(group=group, name=name, node=node, provider="study_sweeper")
 
 
-for name in ("search", "search_base"):  # the second, for an application's own `search` to build on
-    _store("hydra/sweeper", name, SearchConf)
+_store("hydra/sweeper", "search", SearchConf)
 for name, node in _SAMPLERS.items():
     _store("hydra/sweeper/sampler", name, node)
 for name, node in _PRUNERS.items():
