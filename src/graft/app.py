@@ -4,14 +4,16 @@
       main             names the sweep after what was typed, hands over to Hydra, sets the exit code
       prepare          called by our launcher with every job's configuration, before any job runs
       train_together   called by it in a worker, with an array of jobs
+                       (of a search, each with the trial that may end it early)
       ended            called by it for each job that failed, however
       _job             one job by itself: a single run, or a launcher that is not ours
 
-Exit codes: 0 every run completed; 1 some did not; 2 the request cannot be carried out (said before
-any training); 130 after Ctrl-C; 143 after SIGTERM.
+Exit codes: 0 every run completed, or was pruned by its search; 1 some did not; 2 the request cannot
+be carried out (said before any training); 130 after Ctrl-C; 143 after SIGTERM.
 """
 
 import contextlib
+import faulthandler
 import importlib
 import logging
 import math
@@ -35,11 +37,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from graft import naming, tracking
 from graft import progress as shown
-from graft.config import RunConfig, from_dict, keys, nearest
-from graft.errors import BadRequest, ConfigError, GraftError
+from graft.config import OBJECTIVES, RunConfig, from_dict, keys, nearest
+from graft.errors import BadRequest, ConfigError, GraftError, Pruned
 from hydra_plugins.gpu_launcher import progress
 from hydra_plugins.gpu_launcher.ends import TimedOut
 from hydra_plugins.gpu_launcher.plan import Plan, slot_names
+from hydra_plugins.study_sweeper import trial
+from hydra_plugins.study_sweeper.errors import SearchFailed
 
 if TYPE_CHECKING:
     from graft import sweep
@@ -63,6 +67,8 @@ def main() -> int:
     arguments = sys.argv[1:]
     if "--version" in arguments:
         return _print_version()
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # stderr is no file
+        faulthandler.enable()  # where a native library crashed
     signal.signal(signal.SIGTERM, _on_sigterm)
     signal.signal(signal.SIGHUP, _on_sigterm)
     # Hydra then lets exceptions through to us instead of printing them and leaving with 1.
@@ -73,6 +79,8 @@ def main() -> int:
         sys.argv = [sys.argv[0], *_with_names(arguments)]
         _hydra_main()
         code = 0
+    except SearchFailed as error:
+        print(error, file=sys.stderr)
     except (GraftError, HydraException, OmegaConfBaseException) as error:
         if wants_traceback:
             raise
@@ -94,7 +102,7 @@ def main() -> int:
 
 
 @hydra.main(version_base="1.3", config_path=conf_dir(), config_name="config")
-def _hydra_main(cfg: DictConfig) -> float:
+def _hydra_main(cfg: DictConfig) -> "sweep.Value":
     return _job(cfg)
 
 
@@ -168,11 +176,12 @@ def warm_up() -> None:
     importlib.import_module("graft.sweep")
 
 
-def train_together(jobs: Sequence[DictConfig]) -> list[float | Exception]:
+def train_together(jobs: Sequence[DictConfig]) -> "list[sweep.Value | Exception]":
     """Train the jobs of one array, prepared before: called by the launcher, where they run.
 
     Returns:
-        Of each the metric that selects, at its best epoch, or what ended it.
+        Of each the metric that selects, at its best epoch, or what `sweep.objectives` asks for; of
+        a run that its search has pruned, the metric in its last epoch; or what ended it.
     """
     from graft import sweep
 
@@ -182,8 +191,17 @@ def train_together(jobs: Sequence[DictConfig]) -> list[float | Exception]:
     def told(name: str | None, share: float, text: str) -> None:
         progress.tell(None if name is None else numbers.get(name), share, text)
 
+    asked = [_asked(job) for job in jobs]
+    # Of a search: who may end a run early.
+    trials = {one.name: trial.handle(job) for one, job in zip(asked, jobs, strict=True)}
+    judges = {name: own.report for name, own in trials.items() if own is not None}
     with shown.by(told, is_live=progress.is_live()):
-        return sweep.run_array([_asked(job) for job in jobs], slot=progress.slot())
+        outcomes = sweep.run_array(asked, slot=progress.slot(), judges=judges)
+    for one, outcome in zip(asked, outcomes, strict=True):
+        own = trials[one.name]
+        if own is not None and not isinstance(outcome, Exception):
+            own.has_completed()  # the last epoch, too, was reported
+    return [one.value if isinstance(one, Pruned) else one for one in outcomes]
 
 
 def ended(job: DictConfig, error: Exception, retry: int) -> None:
@@ -226,8 +244,8 @@ def _plain(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
-def _job(cfg: DictConfig) -> float:
-    """One job; its value is the metric that selects, at the best epoch."""
+def _job(cfg: DictConfig) -> "sweep.Value":
+    """One job; see `train_together` for its value."""
     whole = HydraConfig.instance().cfg
     assert whole is not None
     merged = cfg.copy()
@@ -305,10 +323,25 @@ def _refuse_code(overrides: Sequence[str]) -> None:
 def _axes(cfg: DictConfig) -> list[str]:
     """Keys that tell the runs of a sweep apart, in the order in which they were typed."""
     axes = list(cfg.sweep.axes)
-    swept_in_yaml = OmegaConf.select(cfg, "hydra.sweeper.params") or {}
+    sweeper = OmegaConf.select(cfg, "hydra.sweeper") or {}
     is_sweep = OmegaConf.select(cfg, "hydra.mode") == hydra.types.RunMode.MULTIRUN
-    axes += [key for key in swept_in_yaml if is_sweep and key not in axes]
+    if is_sweep:
+        axes += [key.lstrip("+") for key in sweeper.get("params") or {}]
+        if sweeper.get("replicates", 1) > 1:
+            axes.append(sweeper["replicate_key"])
+        if sweeper.get("custom_search_space") is not None:
+            axes += [key for key in _overrides(cfg) if not naming.is_bookkeeping(key)]
+    # A condition of a search may leave one out.
+    given = _overrides(cfg)
+    axes = [key for key in dict.fromkeys(axes) if key in given or _is_key(cfg, key)]
     return axes or [key for key in _overrides(cfg) if not naming.is_bookkeeping(key)]
+
+
+def _is_key(cfg: DictConfig, key: str) -> bool:
+    return OmegaConf.select(cfg, key.replace("/", "."), default=_MISSING) is not _MISSING
+
+
+_MISSING = object()
 
 
 def _overrides(cfg: DictConfig) -> dict[str, str]:
@@ -336,6 +369,21 @@ def _value(cfg: DictConfig, key: str, text: str) -> Any:
 OmegaConf.register_new_resolver(
     "graft_run_name", lambda *, _root_: _run_name(_root_), replace=True, use_cache=False
 )
+
+
+def _objectives(names: Sequence[str] | None, metric: str) -> list[str]:
+    """What a search looks for; see conf/hydra/sweeper/search.yaml."""
+    return [str(name) for name in names or [metric]]
+
+
+def _directions(names: Sequence[str] | None, metric: str) -> list[str]:
+    # An unknown name is said when the first run is checked.
+    words = {"max": "maximize", "min": "minimize"}
+    return [words[OBJECTIVES.get(name, "max")] for name in _objectives(names, metric)]
+
+
+OmegaConf.register_new_resolver("graft_objectives", _objectives, replace=True)
+OmegaConf.register_new_resolver("graft_directions", _directions, replace=True)
 
 
 # --- how it ends ----------------------------------------------------------------------------

@@ -219,6 +219,22 @@ class Tracking:
     experiment: str = "graft"
 
 
+# What a run may be selected by, with the direction that is better.
+METRICS: dict[str, Literal["max", "min"]] = {
+    "val_accuracy": "max",
+    "val_loss": "min",
+    "val_balanced_accuracy": "max",
+    "val_f1": "max",
+    "val_auroc": "max",
+}
+# What a search can look for: a metric at a run's best epoch, or what the run takes.
+OBJECTIVES: dict[str, Literal["max", "min"]] = {
+    **METRICS,
+    "seconds": "min",
+    "trainable_parameters": "min",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
     """What its runs belong to.
@@ -228,12 +244,20 @@ class Sweep:
         overwrite: whether runs in its folder that have other settings, or were trained on other
             data, may be replaced.
         dry_run: whether the plan is to be shown and nothing done.
+        objectives: what a search looks for, names of `OBJECTIVES`; none: the metric that selects.
     """
 
     name: str = "single"
     axes: tuple[str, ...] = ()
     overwrite: bool = False
     dry_run: bool = False
+    objectives: tuple[str, ...] = _checked(
+        Rule(
+            lambda names: set(names) <= set(OBJECTIVES) and len(set(names)) == len(names),
+            f"a list of different ones of {', '.join(OBJECTIVES)}",
+        ),
+        default=(),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,16 +266,6 @@ class Cache:
 
     enabled: bool = True
     limit_gb: float = _checked(POSITIVE, default=20.0)
-
-
-# What a run may be selected by, with the direction that is better.
-METRICS: dict[str, Literal["max", "min"]] = {
-    "val_accuracy": "max",
-    "val_loss": "min",
-    "val_balanced_accuracy": "max",
-    "val_f1": "max",
-    "val_auroc": "max",
-}
 
 
 @dataclass(frozen=True, kw_only=True)

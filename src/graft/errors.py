@@ -8,6 +8,7 @@ GraftError
     RecordError     a run's folder is incomplete, of other settings, or of a newer version
   RunError          one run ended without a result; the others go on, exit code 1
     Diverged        its loss became NaN or infinite
+    Pruned          its judge found it not worth going on: an early end, no failure
   CacheError        the trunk cache cannot be used here; it costs time, never a result
     NoRoom          an entry would not fit
 
@@ -52,6 +53,30 @@ class Diverged(RunError):
     """A loss became NaN or infinite."""
 
     is_final = True
+
+
+class Pruned(RunError):
+    """A run was not worth going on with, as its judge found; no failure.
+
+    Attributes:
+        epoch: after which it ended, 1-based.
+        value: of the metric that selects, in that epoch.
+        why: in the judge's words, in one line.
+    """
+
+    is_final = True
+
+    def __init__(self, epoch: int, value: float, why: str) -> None:
+        super().__init__(epoch, value, why)
+        self.epoch, self.value, self.why = epoch, value, " ".join(why.split())
+
+    @property
+    def reason(self) -> str:
+        """For a record, whose status says the rest."""
+        return f"at epoch {self.epoch}: {self.why}"
+
+    def __str__(self) -> str:
+        return f"pruned {self.reason}"
 
 
 class CacheError(GraftError):

@@ -4,6 +4,8 @@
     ├── sweep.json               what was asked for: command, axes, runs, tracking ids
     ├── results.csv              one row a run (written by the report)
     ├── report.html              (written by the report)
+    ├── search.json              of a search: its trials, what they gave (written by the sweeper)
+    ├── figures/                 of a search (written by the report)
     └── strategy=head_only,optimizer.lr=0.001/
         ├── run.json             status, identity, choices, classes, best epoch, counts, timings
         ├── config.yaml          the resolved configuration
@@ -25,7 +27,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,9 +51,10 @@ PREDICTIONS, EXAMPLES = "predictions.parquet", "examples.parquet"
 CHECKPOINT, ENVIRONMENT, LOG = "model.safetensors", "environment.json", "train.log"
 RESUME, LOCK = "resume", ".lock"
 SWEEP, RESULTS, REPORT = "sweep.json", "results.csv", "report.html"
+SEARCH, FIGURES = "search.json", "figures"
 
 # A run ends in one of these. "running" is what a killed run leaves behind.
-STATUSES = ("running", "completed", "failed", "timed_out", "diverged", "skipped")
+STATUSES = ("running", "completed", "pruned", "failed", "timed_out", "diverged", "skipped")
 
 _NOT_CLASSES = ("id", "split", "label", "score")
 
@@ -101,8 +104,7 @@ class RunFolder:
 
     def remove_parts(self) -> None:
         """Remove what an earlier start was writing when it was killed."""
-        for part in self.path.glob(".*.part"):
-            part.unlink(missing_ok=True)
+        remove_parts(self.path)
 
     def remove_checkpoints(self) -> None:
         """What of them cannot be removed is in nobody's way."""
@@ -246,6 +248,14 @@ def read_runs(sweep: Path) -> list[Record]:
     ]
 
 
+def is_complete(statuses: Collection[str]) -> bool:
+    """Whether a sweep has all that it will get, its runs having ended so.
+
+    Nothing is missing of a run that was pruned; runs that all were have given nothing.
+    """
+    return "completed" in statuses and {"completed", "pruned"}.issuperset(statuses)
+
+
 def class_columns(classes: Sequence[str]) -> tuple[str, ...]:
     """Column names of the classes' scores: their own, unless a fixed column has that name."""
     return tuple(f"class {name}" if name in _NOT_CLASSES else name for name in classes)
@@ -269,6 +279,12 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         part.chmod(0o644)
         part.replace(path)
     finally:
+        part.unlink(missing_ok=True)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what somebody was writing with `write_whole` when he was killed: nobody writes now."""
+    for part in folder.glob(".*.part"):
         part.unlink(missing_ok=True)
 
 

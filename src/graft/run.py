@@ -12,8 +12,9 @@ import torch
 from graft import machine, record, weights
 from graft.config import RunConfig, to_dict
 from graft.dataset import LoadedDataset
-from graft.errors import Diverged, GraftError, RecordError, RunError
+from graft.errors import Diverged, GraftError, Pruned, RecordError, RunError
 from graft.fit.checkpoint import Checkpoints, Found, State
+from graft.fit.learner import Judge
 from graft.identity import run_identity
 from graft.lock import Lock, Locked
 from graft.record import CHECKPOINT, Record, RunFolder, read_json, read_run
@@ -37,6 +38,9 @@ class Member:
         choices: what this run chose on each axis of its sweep, for the record.
         followers: told of each epoch.
         slot: where it is trained, for the record, such as "gpu 0".
+        judge: told of each epoch once it is over, those before a new start included, and asked
+            whether to go on; what it says of the last epoch is ignored. Where it raises, this run
+            fails.
     """
 
     config: RunConfig
@@ -44,6 +48,7 @@ class Member:
     choices: Mapping[str, str] = field(default_factory=dict)
     followers: Sequence[Follower] = ()
     slot: str = ""
+    judge: Judge | None = None
 
 
 # How a run ended: its record, or what ended it; the record then says so too.
@@ -159,10 +164,9 @@ class Run:
         self.writer.remove_checkpoints()
         self._end_as(read_run(self.writer.path))
 
-    def fail(self, error: Exception) -> None:
-        # Diverged is the one failure that a user can read off the numbers: it has its own word.
-        status = "diverged" if isinstance(error, Diverged) else "failed"
-        self.info |= {"status": status, "reason": _reason(error, self.config)}
+    def give_up(self, error: Exception) -> None:
+        """It has no result. What its epochs were stays."""
+        self.info |= {"status": _status(error), "reason": _reason(error, self.config)}
         with suppress(OSError):  # most likely what it failed of; the caller is told all the same
             self._write_end()
         if isinstance(error, GraftError) and error.is_final:
@@ -228,8 +232,17 @@ def _first_info(member: Member, dataset: LoadedDataset) -> dict[str, Any]:
     }
 
 
+def _status(error: Exception) -> str:
+    # Diverged is the one failure that a user can read off the numbers: it has its own word.
+    if isinstance(error, Diverged):
+        return "diverged"
+    return "pruned" if isinstance(error, Pruned) else "failed"
+
+
 def _reason(error: Exception, config: RunConfig) -> str:
-    """One line on why a run failed."""
+    """One line on why a run has no result."""
+    if isinstance(error, Pruned):
+        return error.reason
     text = " ".join(str(error).split())
     if isinstance(error, GraftError):
         return text

@@ -172,7 +172,7 @@ def train_array(
         except Exception as error:  # of what they share
             for run in runs:
                 if run.outcome is None:
-                    run.fail(error)
+                    run.give_up(error)
     outcomes |= {run.member.folder: run.outcome for run in runs if run.outcome is not None}
     for outcome in outcomes.values():
         if isinstance(outcome, torch.OutOfMemoryError):
@@ -318,7 +318,7 @@ def _train_group(group: Sequence[Run], fed: Supply, own: Cut | None, first: Netw
         if learner.error is None:
             run.complete(learner.best_epoch)
         elif run.outcome is None:
-            run.fail(learner.error)
+            run.give_up(learner.error)
 
 
 def _learner(run: Run, fed: Supply, own: Cut | None, network: Network | None) -> Learner:
@@ -336,6 +336,7 @@ def _learner(run: Run, fed: Supply, own: Cut | None, network: Network | None) ->
         class_weights=class_weights(
             config.loss, examples.labels[examples.train], len(examples.classes)
         ),
+        judge=run.member.judge,
     )  # fmt: skip
     if run.found is not None:
         learner.restore(run.found.load())
@@ -442,7 +443,7 @@ class _Watcher:
             if learner.error is not None and run.outcome is None:
                 self.flush()
                 run.spent("fit", self._fit_s())
-                run.fail(learner.error)  # now, and not when the others have come to their end
+                run.give_up(learner.error)  # now, and not when the others have come to their end
 
     def flush(self) -> None:
         for learner, run in self._runs.items():

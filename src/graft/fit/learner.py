@@ -1,7 +1,7 @@
 """One run of an array while it trains."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from graft.config import METRICS, RunConfig
-from graft.errors import Diverged
+from graft.errors import Diverged, Pruned
 from graft.fit.checkpoint import State
 from graft.fit.losses import correct, loss
 from graft.fit.optim import factor, moments, optimizer, set_moments
@@ -24,6 +24,11 @@ class Network(Protocol):
     def train(self) -> None: ...
     def eval(self) -> None: ...
     def restore(self, path: Path) -> None: ...
+
+
+# Told of an epoch (1-based) and the metric that selects in it; says in words why the run is not
+# worth going on with, or nothing.
+Judge = Callable[[int, float], str | None]
 
 
 class Learner:
@@ -43,8 +48,10 @@ class Learner:
         steps_per_epoch: int,
         device: torch.device,
         class_weights: torch.Tensor | None = None,
+        judge: Judge | None = None,
     ) -> None:
         self.name, self.config, self.network, self.tail = name, config, network, tail
+        self.judge = judge
         self.device = device
         self.class_weights = class_weights.to(device) if class_weights is not None else None
         # Made with the first step: in a stack (see stack.py) another steps for all.
@@ -138,6 +145,25 @@ class Learner:
             self.best_state = copied(trained_tensors(self.network.module))
         return row
 
+    def hear_judge(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Tell the judge of epochs, in order; what it says of the last of them counts.
+
+        An epoch in which the metric has no value is not told.
+
+        Args:
+            rows: the newest of the history.
+
+        Raises:
+            Pruned: it is not worth going on, and there is something to go on with.
+        """
+        if self.judge is None:
+            return
+        metric = self.config.metric
+        told = [(int(row["epoch"]), row[metric]) for row in rows if metric in row]
+        said = [self.judge(epoch, value) for epoch, value in told]
+        if said and said[-1] and not self.is_done:
+            raise Pruned(*told[-1], said[-1])
+
     def release(self) -> None:
         """Training is over: give gradients and the optimizer's state back, most of its memory."""
         self.optimizer = self.row = None
@@ -146,7 +172,7 @@ class Learner:
 
     @property
     def is_done(self) -> bool:
-        """Whether it has had its epochs, ran out of patience, or failed."""
+        """Whether it has had its epochs, ran out of patience, or ended early."""
         patience, epochs = self.config.patience, len(self.history)
         is_out_of_patience = patience is not None and epochs - self.best_epoch >= patience
         return self.error is not None or is_out_of_patience or epochs >= self.config.epochs

@@ -59,12 +59,19 @@ def fit(
         classes: names of the classes, in the order of the labels.
         watcher: told of each batch and, at the end of an epoch, of every run's row.
 
-    A run whose loss diverges, or that raises, keeps its error and leaves; the others go on. So does
-    one that has had its epochs or is out of patience.
+    A run whose loss diverges, that raises, or that its judge ends, keeps its error and leaves; the
+    others go on. So does one that has had its epochs or is out of patience. Judges of runs that go
+    on hear of the epochs before first.
     """
+    for learner in learners:
+        _hear_judge(learner, learner.history)
+    active = [learner for learner in learners if learner.error is None]
+    if len(active) < len(learners):
+        watcher.epoch({})  # some have ended with the epochs that they brought
+    if not active:
+        return
     together = stacks(learners) if can_stack(learners[0].tail, learners[0].config) else []
     stacked = {learner for stack in together for learner in stack.learners}
-    active = list(learners)
     (behind,) = {len(learner.history) for learner in learners}
     for epoch in range(behind + 1, max(learner.config.epochs for learner in learners) + 1):
         started = time.monotonic()
@@ -155,7 +162,7 @@ def _closed_epoch(
     classes: tuple[str, ...],
     seconds: float,
 ) -> dict[str, float] | None:
-    """The epoch's row of metrics; None if it ended the run."""
+    """The epoch's row of metrics; None if it has none, and the run is over."""
     try:
         with torch.no_grad():
             value = learner.loss(logits.to(learner.device), labels.to(learner.device))
@@ -163,7 +170,16 @@ def _closed_epoch(
         if torch.isfinite(logits).all():
             every = metric_scores(predictions(logits, labels, classes))
             val |= {name: score for name, score in every.items() if "/" not in name}
-        return learner.end_epoch(val, seconds)
+        row = learner.end_epoch(val, seconds)
     except Exception as error:  # as above
         learner.error = error
         return None
+    _hear_judge(learner, [row])
+    return row
+
+
+def _hear_judge(learner: Learner, rows: Sequence[Mapping[str, float]]) -> None:
+    try:
+        learner.hear_judge(rows)
+    except Exception as error:  # as above
+        learner.error = error

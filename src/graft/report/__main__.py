@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from graft.errors import BadRequest
-from graft.record import REPORT, RESULTS, write_whole
+from graft.errors import BadRequest, RecordError
+from graft.record import FIGURES, REPORT, RESULTS, write_whole
+from graft.report import search, search_figures, words
 from graft.report import sweep as sweeps
-from graft.report import words
-from graft.report.page import page
+from graft.report.page import Searched, page
 from graft.report.results import results, write_csv
 
 # Columns after the choices, and which of them a narrow terminal does without first.
@@ -22,6 +22,8 @@ _COLUMNS = {
     "status": "status",
 }  # fmt: skip
 _DROPPED_FIRST = ("trainable_parameters", "seconds", "train_accuracy", "best_epoch")
+# Of a run that ended as it should; any other is a failure.
+_STYLES = {"completed": "", "pruned": "dim"}
 # How wide a table is that no terminal limits.
 _WIDTH = 120
 
@@ -49,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write_report(sweep: Path) -> list[dict[str, object]]:
-    """Write results.csv and report.html into a sweep's folder.
+    """Write results.csv and report.html into a sweep's folder; of a search, its figures too.
 
     Returns:
         The rows of results.csv, one for each run that was asked for.
@@ -60,9 +62,20 @@ def write_report(sweep: Path) -> list[dict[str, object]]:
     found = sweeps.load(sweep)
     rows = results(found.records, found.asked)
     write_csv(rows, sweep / RESULTS)
-    text = page(found, rows).encode("utf-8", errors="replace")
+    searched = _searched(sweep)
+    if searched is not None and searched.search is not None:
+        search_figures.write(searched.charts, sweep / FIGURES)
+    text = page(found, rows, searched).encode("utf-8", errors="replace")
     write_whole(sweep / REPORT, lambda part: part.write_bytes(text))
     return rows
+
+
+def _searched(sweep: Path) -> Searched | None:
+    try:
+        found = search.read(sweep)
+    except RecordError as error:
+        return Searched(problem=str(error))
+    return None if found is None else Searched(found, tuple(search_figures.charts(found)))
 
 
 def print_table(rows: Sequence[Mapping[str, object]], sweep: Path) -> None:
@@ -79,7 +92,7 @@ def print_table(rows: Sequence[Mapping[str, object]], sweep: Path) -> None:
     for row in rows:
         if row["status"] != "completed":
             said = f"{names.named(str(row['run']))}: {row['status']}: {row['reason'] or ''}"
-            console.print(Text(said.rstrip(": "), style="red"))
+            console.print(Text(said.rstrip(": "), style=_STYLES.get(str(row["status"]), "red")))
     console.print(Text(str(answer)))
 
 
@@ -99,7 +112,7 @@ def _table(
         is_number = head in _COLUMNS.values() and head != "status"
         table.add_column(Text(head), justify="right" if is_number else "left", overflow="fold")
     for row, cells in zip(rows, lines, strict=True):
-        style = "bold green" if cells[0] else "red" if row["status"] != "completed" else ""
+        style = "bold green" if cells[0] else _STYLES.get(str(row["status"]), "red")
         table.add_row(*map(Text, cells), style=style)
     return table
 

@@ -1,7 +1,7 @@
 """`report.html`: one file that needs nothing else. All that it says is handed over here."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,20 +10,34 @@ from markupsafe import Markup, escape
 
 from graft.errors import RecordError
 from graft.record import Record
-from graft.report import closer, comparison, figures, overview, words
+from graft.report import closer, comparison, figures, overview, search_words, words
+from graft.report.chart import Chart
 from graft.report.intervals import CLEAR, Estimate
+from graft.report.search import Search
 from graft.report.select import ranked, why_not_comparable
 from graft.report.sweep import Sweep, completed
 
 TEMPLATE = "page.html.j2"
 
 
-def page(sweep: Sweep, rows: Sequence[Mapping[str, object]]) -> str:
+@dataclass(frozen=True)
+class Searched:
+    """A search and its charts; where it cannot be read, the reason."""
+
+    search: Search | None = None
+    charts: tuple[Chart, ...] = ()
+    problem: str = ""
+
+
+def page(
+    sweep: Sweep, rows: Sequence[Mapping[str, object]], searched: Searched | None = None
+) -> str:
     """The page of a sweep, whatever became of its runs.
 
     Args:
         sweep: its records and what was asked for.
         rows: of results.csv.
+        searched: what a search learned; None where the sweep was none.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -39,7 +53,8 @@ def page(sweep: Sweep, rows: Sequence[Mapping[str, object]]) -> str:
         "seconds": words.seconds, "p_value": words.p_value, "verdict": words.verdict,
         "difference": words.difference, "breakable": _breakable,
     }  # fmt: skip
-    return environment.get_template(TEMPLATE).render(**_context(sweep, rows))
+    context = _context(sweep, rows) | {"searched": _search(sweep, searched)}
+    return environment.get_template(TEMPLATE).render(**context)
 
 
 def _context(sweep: Sweep, rows: Sequence[Mapping[str, object]]) -> dict[str, Any]:
@@ -66,6 +81,7 @@ def _context(sweep: Sweep, rows: Sequence[Mapping[str, object]]) -> dict[str, An
         "notes": overview.noticed(sweep.records, "notes"),
         "skipped": overview.noticed(sweep.records, "skipped"),
         "lines": lines,
+        "anchors": {line.row["run"]: f"run-{i}" for i, line in enumerate(lines, start=1)},
         "scale": _scale(lines),
         "metric": order[0].info["metric"] if order else None,
         "curves": figures.curves(drawn, styles) if drawn else None,
@@ -104,6 +120,27 @@ def _answer(
             "examples as independent: where those of a group are alike, they promise too much."
         )
     return replace(answer, details=tuple(details))
+
+
+def _search(sweep: Sweep, searched: Searched | None) -> dict[str, Any] | None:
+    if searched is None:
+        return None
+    found = searched.search
+    if found is None:
+        return {"problem": searched.problem}
+    experiment = sweep.path / (found.experiment or "")
+    return {
+        "problem": "",
+        "tally": search_words.tally(found),
+        "facts": search_words.facts(found),
+        "objectives": found.objectives,
+        "table": search_words.table(found),
+        "caution": search_words.caution(found),
+        "command": found.command,
+        "experiment": experiment if experiment.is_file() else found.experiment,
+        "failed": [trial for trial in found.of("failed") if trial.reason],
+        "charts": searched.charts,
+    }
 
 
 def _breakable(text: str) -> Markup:

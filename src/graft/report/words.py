@@ -83,7 +83,7 @@ def tally(sweep: Sweep) -> str:
     statuses = [found.get(run["run"], "skipped") for run in sweep.asked]
     said = [
         f"{statuses.count(status)} {status.replace('_', ' ')}"
-        for status in sorted(set(statuses), key=lambda s: (s != "completed", s))
+        for status in sorted(set(statuses), key=lambda s: (s != "completed", s != "pruned", s))
     ]
     return ", ".join(said) or "none was asked for"
 

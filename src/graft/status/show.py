@@ -6,7 +6,10 @@ from typing import Any
 
 from graft.status.state import RunState, SweepState
 
-_STYLES = {"completed": "green", "running": "bold", "waiting": "dim", "stopped": "yellow"}
+# Any other is a failure.
+_STYLES = {
+    "completed": "green", "pruned": "dim", "running": "bold", "waiting": "dim", "stopped": "yellow",
+}  # fmt: skip
 
 
 def summary(sweep: SweepState) -> str:
@@ -22,7 +25,7 @@ def lines(sweep: SweepState) -> list[str]:
     out.append(summary(sweep))
     if sweep.driver:
         out.append(f"driven by {sweep.driver}")
-    elif sweep.count("completed") < len(sweep.runs):
+    elif sweep.runs and not sweep.is_complete:
         out.append(f"nobody works on it; this goes on with it:\n  {sweep.command}")
     return out
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from graft.config import METRICS
 from graft.errors import RecordError
 from graft.lock import held_by
-from graft.record import EPOCHS, LOCK, RUN, SWEEP, Record, read_json, read_run
+from graft.record import EPOCHS, LOCK, RUN, SWEEP, Record, is_complete, read_json, read_run
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,11 @@ class SweepState:
 
     def count(self, *states: str) -> int:
         return sum(run.state in states for run in self.runs)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it has all that it will get."""
+        return is_complete([run.state for run in self.runs])
 
 
 def sweep_state(folder: Path) -> SweepState:

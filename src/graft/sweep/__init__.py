@@ -7,8 +7,9 @@ follow.py   its thread that sends MLflow what is new and has figures drawn
 work.py     what a worker does with one array: train, and leave files
 """
 
+from graft.fit.learner import Judge
 from graft.sweep.asked import Asked, folder_of
 from graft.sweep.driver import Driver, Prepared, prepare
-from graft.sweep.work import run_array
+from graft.sweep.work import Value, run_array
 
-__all__ = ["Asked", "Driver", "Prepared", "folder_of", "prepare", "run_array"]
+__all__ = ["Asked", "Driver", "Judge", "Prepared", "Value", "folder_of", "prepare", "run_array"]

@@ -142,8 +142,14 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
     return out
 
 
+_introduced: set[str] = set()
+
+
 def _introduce(dataset: LoadedDataset) -> None:
-    """Say what the data are: sizes and class shares of each split, and what was noticed."""
+    """Say what the data are, once: sizes and class shares of each split, and what was noticed."""
+    if dataset.digest in _introduced:  # a search asks for its runs one by one
+        return
+    _introduced.add(dataset.digest)
     shares = dataset.examples.shares()
     total = sum(sum(counts.values()) for counts in shares.values())
     log.info("%s pictures, %d classes", f"{total:,}", len(dataset.examples.classes))

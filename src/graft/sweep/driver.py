@@ -37,12 +37,12 @@ class Prepared:
 
     Attributes:
         arrays: positions of the runs that are trained together.
-        done: position -> metric that selects, of the runs that are finished already.
+        done: position -> value, of the runs that are finished already.
         lengths: position -> how long a run takes, beside others: epochs, times blocks that train.
     """
 
     arrays: Sequence[Sequence[int]]
-    done: Mapping[int, float]
+    done: Mapping[int, work.Value]
     lengths: Mapping[int, float] = field(default_factory=dict)
 
 
@@ -85,10 +85,11 @@ class Driver:
         for one in replaced:
             (one.folder / record.RUN).unlink(missing_ok=True)
         _write_down(self.folder, asked, command)
-        done = {place: work.value(found) for place, one in enumerate(asked)
+        done = {place: work.value(one, found) for place, one in enumerate(asked)
                 if (found := work.finished(one)) is not None}  # fmt: skip
         arrays = arrays_of(asked, done)
-        _say(asked, arrays, done)
+        if self._follower is None:  # else these are more runs of a search
+            _say(asked, arrays, done)
         self.follow(asked[0].config)
         return Prepared(arrays, done, {place: _length(one) for place, one in enumerate(asked)})
 
@@ -128,8 +129,9 @@ class Driver:
                 print(f"{title:<10} {line}")
         if is_interrupted:
             print("stopped: the same command goes on with what is not finished.")
+        record.remove_parts(self.folder)  # of processes that were killed
         self._lock.release()
-        return bool(rows) and all(row["status"] == "completed" for row in rows)
+        return record.is_complete([str(row["status"]) for row in rows])
 
     def leave(self) -> None:
         """Another process will finish the sweep: send what there is, and let go of it."""
@@ -173,7 +175,7 @@ def prepare(
     return driver, driver.begin(resolved, replaced, command)
 
 
-def arrays_of(asked: Sequence[Asked], done: Mapping[int, float]) -> list[list[int]]:
+def arrays_of(asked: Sequence[Asked], done: Mapping[int, work.Value]) -> list[list[int]]:
     """Positions of the runs that are trained together, in arrays, in the order of their firsts."""
     found: dict[str, list[int]] = {}
     for place, run in enumerate(asked):
@@ -188,7 +190,7 @@ def _length(one: Asked) -> float:
 
 
 def _say(
-    asked: Sequence[Asked], arrays: Sequence[Sequence[int]], done: Mapping[int, float]
+    asked: Sequence[Asked], arrays: Sequence[Sequence[int]], done: Mapping[int, work.Value]
 ) -> None:
     left = len(asked) - len(done)
     if done and left:

@@ -62,7 +62,7 @@ def show(asked: Sequence[Asked], slots: Sequence[str]) -> None:
     """
     resolved, replaced = checked(asked)
     again = {one.name for one in replaced}
-    done = {place: work.value(found) for place, one in enumerate(resolved)
+    done = {place: work.value(one, found) for place, one in enumerate(resolved)
             if one.name not in again and (found := work.finished(one)) is not None}  # fmt: skip
     arrays = arrays_of(resolved, done)
     where = f"{len(slots)} slots ({', '.join(slots)})" if len(slots) > 1 else "one slot"

@@ -28,6 +28,9 @@ class Follower:
         self._drawing = Drawing()
         self._known: dict[Path, int] = {}
         self._ended = {one.name for one in _completed(folder)}
+        for one in readable_runs(folder):
+            if one.info["status"] == "pruned":
+                self._is_new(one.path / RUN)  # an earlier driver has seen it
         self._seen_once: set[str] = set()
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._work, name="follower", daemon=True)
@@ -65,12 +68,18 @@ class Follower:
             found = read_run(path.parent)
         except RecordError:  # damaged: trained anew
             return
-        if not found.is_completed:
+        is_pruned = found.info["status"] == "pruned"
+        if not (found.is_completed or is_pruned):
             return
         # Its letter is closed a moment later.
         if found.name not in self._seen_once and not is_last:
             self._seen_once.add(found.name)
             self._known.pop(path)
+            return
+        if is_pruned:  # it has no figures; and may be asked for again
+            self._seen_once.discard(found.name)
+            if not is_last:  # what is missing then is sent with the end of the sweep
+                self._tracking.end(found)
             return
         self._ended.add(found.name)
         tell = functools.partial(self._tracking.end, found)

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from graft import metrics, progress, record, train
-from graft.config import METRICS, RunConfig, from_dict, to_dict
+from graft.config import RunConfig, from_dict, to_dict
 from graft.data.raw import SHOWN, listed
 from graft.dataset import load_dataset
-from graft.errors import RecordError, RunError
+from graft.errors import Pruned, RecordError, RunError
+from graft.fit.learner import Judge
 from graft.identity import run_identity
 from graft.record import Record, read_json, read_run
 from graft.run import Member, Outcome
@@ -22,15 +23,25 @@ from graft.tracking import OffRun, RunTracking, run_tracking
 log = logging.getLogger("graft")
 
 
-def run_array(asked: Sequence[Asked], *, slot: str = "") -> list[float | Exception]:
+# What a run came to, as a sweeper takes it: the metric that selects, or what a search looks for.
+Value = float | list[float]
+
+
+def run_array(
+    asked: Sequence[Asked], *, slot: str = "", judges: Mapping[str, Judge] = {}
+) -> list[Value | Exception]:
     """Train runs of one array of a prepared sweep; what is finished is not trained again.
 
+    Args:
+        slot: where, for the records.
+        judges: by the name of a run, who may end it early: see `Member`.
+
     Returns:
-        Of each its metric on validation at the best epoch, or what ended it; the record and the
-        log say so too.
+        Of each its value, or what ended it (`Pruned`, if it was its judge); the record and the log
+        say so too.
     """
     resolved = [replace(one, config=train.resolve(one.config)) for one in asked]
-    outcomes: dict[str, float | Exception] = {}
+    outcomes: dict[str, Value | Exception] = {}
     left = []
     for one in resolved:
         done = finished(one)
@@ -38,9 +49,9 @@ def run_array(asked: Sequence[Asked], *, slot: str = "") -> list[float | Excepti
             left.append(one)
         else:
             log.info("%s is finished already: not trained again.", one.name)
-            outcomes[one.name] = value(done)
+            outcomes[one.name] = value(one, done)
     if left:
-        outcomes |= _trained(left, slot)
+        outcomes |= _trained(left, slot, judges)
     return [outcomes[one.name] for one in asked]
 
 
@@ -55,32 +66,52 @@ def finished(asked: Asked) -> Record | None:
     return found
 
 
-def value(done: Record) -> float:
-    """The selection metric at the best epoch; minus a loss would hide what it is."""
+def value(asked: Asked, done: Record) -> Value:
+    """The selection metric at the best epoch; with `sweep.objectives`, a value for each of them."""
+    names = asked.config.sweep.objectives
+    if names:
+        return [_objective(done, name) for name in names]
+    return _objective(done, str(done.info["metric"]))
+
+
+def _objective(done: Record, name: str) -> float:
+    # As it is, to be maximised or minimised: minus a loss would hide what it is.
+    if name == "seconds":
+        return float(done.info["timings_s"]["total"])
+    if name == "trainable_parameters":
+        return float(done.info["parameters"]["trainable"])
     row = done.epochs.iloc[int(done.info["best_epoch"]) - 1]
-    assert done.info["metric"] in METRICS
-    return float(row[done.info["metric"]])
+    return float(row[name])
 
 
-def _trained(asked: Sequence[Asked], slot: str) -> dict[str, float | Exception]:
+def _trained(
+    asked: Sequence[Asked], slot: str, judges: Mapping[str, Judge]
+) -> dict[str, Value | Exception]:
     numbers, total = _numbers(asked)
     _announce(asked, numbers, total)
     runs = {}
     for one, number in zip(asked, numbers, strict=True):
         follower = _follower(one, number)
         follower.params(one.choices, to_dict(one.config))
-        member = Member(one.config, one.folder, one.choices, [follower], slot=slot)
+        member = Member(
+            one.config, one.folder, one.choices, [follower], slot=slot, judge=judges.get(one.name)
+        )
         runs[one.folder] = (one, member, follower)
-    outcomes: dict[str, float | Exception] = {}
+    outcomes: dict[str, Value | Exception] = {}
 
     def ended(member: Member, outcome: Outcome) -> None:
         one, _, follower = runs[member.folder]
-        progress.tell(one.name, 1.0, "failed" if isinstance(outcome, Exception) else "completed")
-        if isinstance(outcome, Exception):
+        if isinstance(outcome, Pruned):
+            progress.tell(one.name, 1.0, "pruned")
+            _report_pruned(one, outcome, follower)
+            outcomes[one.name] = outcome
+        elif isinstance(outcome, Exception):
+            progress.tell(one.name, 1.0, "failed")
             outcomes[one.name] = _failure(one, outcome, follower)
         else:
+            progress.tell(one.name, 1.0, "completed")
             _report_success(outcome, follower)
-            outcomes[one.name] = value(outcome)
+            outcomes[one.name] = value(one, outcome)
 
     dataset = load_dataset(asked[0].config)
     members = [member for _, member, _ in runs.values()]
@@ -117,12 +148,14 @@ def _report_success(done: Record, follower: RunTracking | OffRun) -> None:
     )  # fmt: skip
 
 
+def _report_pruned(asked: Asked, error: Pruned, follower: RunTracking | OffRun) -> None:
+    follower.finish(_record(asked), "pruned", error.reason, {})
+    log.info("  %s: %s", asked.name, error)
+
+
 def _failure(asked: Asked, error: Exception, follower: RunTracking | OffRun) -> RunError:
     """What the launcher is told: the reason in a line, and whether another try may help."""
-    try:
-        found: Record | None = read_run(asked.folder)
-    except RecordError:
-        found = None
+    found = _record(asked)
     status = str(found.info["status"]) if found else "failed"
     if status == "running":  # of another process, which holds it: the record is not ours
         found, status = None, "failed"
@@ -132,6 +165,13 @@ def _failure(asked: Asked, error: Exception, follower: RunTracking | OffRun) -> 
     told.is_final = getattr(error, "is_final", False)
     told.__cause__ = error
     return told
+
+
+def _record(asked: Asked) -> Record | None:
+    try:
+        return read_run(asked.folder)
+    except RecordError:
+        return None
 
 
 def _numbers(asked: Sequence[Asked]) -> tuple[list[int], int]:

@@ -30,6 +30,7 @@ _MAX_NAME, MAX_PARAM, MAX_TAG = 250, 6000, 8000
 # Our word for how a run ended -> MLflow's. What is "running" after the end was killed.
 MLFLOW_STATUS = {
     "completed": "FINISHED",
+    "pruned": "KILLED",  # as MLflow's own storage for Optuna has it
     "failed": "FAILED",
     "timed_out": "FAILED",
     "diverged": "FAILED",

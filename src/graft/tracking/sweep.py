@@ -11,7 +11,15 @@ from pathlib import Path
 
 from graft.aside import Aside
 from graft.config import Tracking
-from graft.record import SWEEP, Record, read_json, read_runs, write_json
+from graft.record import (
+    SWEEP,
+    Record,
+    is_complete,
+    read_json,
+    read_runs,
+    remove_parts,
+    write_json,
+)
 from graft.tracking import letter, places, upload, view
 from graft.tracking.client import Store, now_ms
 from graft.tracking.letter import Letter
@@ -103,11 +111,15 @@ class SweepTracking:
         Returns the link to the view, or None where MLflow could not be reached.
         """
         found = [path for path in (report, results) if path is not None and path.is_file()]
+        found += upload.figures(self.folder)
         letters = self._letters(records)
         sent = [path for record in records for path in upload.files(record)]
         wait_s = FINISH_S + 2 * len(letters) + upload_s(sent + found)
         job = functools.partial(self._finish, letters=letters, results=found)
-        return self.link if self._line.ask(job, wait_s) else None
+        is_done = self._line.ask(job, wait_s)
+        if is_done:  # nobody writes letters any more
+            remove_parts(self.folder / letter.FOLDER)
+        return self.link if is_done else None
 
     def wait(self, wait_s: float) -> None:
         """Until all that was given so far has been tried, or the time is over."""
@@ -335,12 +347,12 @@ def _stopped(folder: Path, one: Letter) -> Letter:
 
 
 def _status(folder: Path, letters: Sequence[tuple[Letter, Record | None]]) -> str:
-    """The sweep's status: completed only if every run that was asked for is."""
+    """The sweep's status: completed only if nothing that was asked for is missing."""
     statuses = [one.status for one, _ in letters]
     asked = (read_json(folder / SWEEP) or {}).get("runs", [])
     if any(letter.MLFLOW_STATUS[status] == "FAILED" for status in statuses):
         return "failed"
-    is_whole = statuses and len(statuses) >= len(asked) and set(statuses) == {"completed"}
+    is_whole = len(statuses) >= len(asked) and is_complete(statuses)
     return "completed" if is_whole else "running"
 
 

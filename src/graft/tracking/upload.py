@@ -11,7 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from graft.record import CHECKPOINT, CONFIG, ENVIRONMENT, EPOCHS, LOG, PREDICTIONS, RUN, Record
+from graft.record import (
+    CHECKPOINT,
+    CONFIG,
+    ENVIRONMENT,
+    EPOCHS,
+    FIGURES,
+    LOG,
+    PREDICTIONS,
+    RUN,
+    Record,
+)
 from graft.tracking import view
 from graft.tracking.client import Store, StoredRun, now_ms
 from graft.tracking.letter import MAX_TAG, MLFLOW_STATUS, Letter, digest, shorten
@@ -19,6 +29,7 @@ from graft.tracking.places import secret, without_secret
 
 _FILES = (CONFIG, EPOCHS, PREDICTIONS, CHECKPOINT, ENVIRONMENT, RUN, LOG)
 _TEXT = (".yaml", ".json", ".log", ".html", ".csv")
+_PICTURES = (".png", ".svg")
 
 _EXPERIMENT_NOTE = (
     "A parent run per sweep, a child per run. The menu **Views** has a view of every sweep."
@@ -161,7 +172,7 @@ def end_parent(
     store: Store, parent: Parent, status: str, results: Sequence[Path], uri: str
 ) -> None:
     for path in results:
-        _send_file(store, parent.run, path, None, uri)
+        _send_file(store, parent.run, path, FIGURES if path.suffix in _PICTURES else None, uri)
     store.log(parent.run, tags={"status": "killed" if status == "running" else status})
     store.end(parent.run, MLFLOW_STATUS[status], now_ms())
 
@@ -176,10 +187,14 @@ def files(record: Record | None) -> list[Path]:
     """The files of a record that MLflow gets, as far as they are there."""
     if record is None:
         return []
-    figures = sorted(
-        path for path in (record.path / "figures").glob("*") if path.suffix in (".png", ".svg")
-    )
-    return [path for name in _FILES if (path := record.path / name).is_file()] + figures
+    found = [path for name in _FILES if (path := record.path / name).is_file()]
+    return found + figures(record.path)
+
+
+def figures(folder: Path) -> list[Path]:
+    """Those of a run's folder, or of a sweep's."""
+    found = (folder / FIGURES).glob("*")
+    return sorted(path for path in found if path.suffix in _PICTURES)
 
 
 def _digest(letter: Letter, record: Record | None) -> str:
@@ -202,7 +217,7 @@ def _files_of(store: Store, run: str, record: Record, uri: str) -> Exception | N
     problem = None
     for path in files(record):
         try:
-            folder = "figures" if path.parent != record.path else None
+            folder = FIGURES if path.parent != record.path else None
             _send_file(store, run, path, folder, uri)
         except Exception as error:
             problem = problem or error

@@ -5,6 +5,7 @@ array, and ends when the pipe does: whoever started it may have been killed.
 """
 
 import contextlib
+import faulthandler
 import importlib
 import logging
 import os
@@ -66,6 +67,7 @@ def start_of(work: Work, *, is_live: bool, warm_up: str | None) -> bytes:
 
 def main(file: int) -> None:
     """Serve until the other end of the pipe is closed, or a signal says to stop."""
+    faulthandler.enable()  # a native library that crashes says where, in what the job prints
     # The terminal's Ctrl-C is for the launcher, which passes on an order of its own.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)

@@ -61,7 +61,7 @@ class Handle:
         self._replicates = replicates
         self._is_lost = False
 
-    def report(self, value: float, step: int) -> str | None:
+    def report(self, step: int, value: float) -> str | None:
         """Say how good it is at a step; why it should stop, or None."""
         if self._is_lost or value != value:
             return None
@@ -72,12 +72,21 @@ class Handle:
             log.warning("The search's study has failed, this job is not pruned: %s", error)
             return None
 
+    def has_completed(self) -> None:
+        """The job came to its end, though it was to stop: there was nothing left to be saved."""
+        try:
+            trial = trial_of(self._study, self._number)
+            if self._study._storage.get_trial(trial._trial_id).user_attrs.get(PRUNED) is not None:
+                trial.set_user_attr(PRUNED, None)
+        except Exception as error:
+            log.warning("The search's study has failed: %s", error)
+
     def _reported(self, value: float, step: int) -> str | None:
         trial = trial_of(self._study, self._number)
         known = self._study._storage.get_trial(trial._trial_id)
         if known.state != TrialState.RUNNING:
             return None
-        if PRUNED in known.user_attrs:
+        if known.user_attrs.get(PRUNED) is not None:
             return str(known.user_attrs[PRUNED]["reason"])
         if self._replicates > 1:
             mean = self._mean(trial, known, value, step)

@@ -38,7 +38,7 @@ def report(value: float, step: int, config: DictConfig | None = None) -> bool:
         config: the job's, with its `hydra` node; None: of the job that Hydra runs here.
     """
     found = handle(config)
-    return found is not None and found.report(value, step) is not None
+    return found is not None and found.report(step, value) is not None
 
 
 def is_of_search(config: DictConfig | None = None) -> bool:

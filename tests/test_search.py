@@ -1,0 +1,212 @@
+"""`graft -m hydra/sweeper=search ...` as a user meets it: planned, pruned, stopped, continued."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+TINY = (
+    "model=mobilenet_v3_small", "model.weights=none", "image_size=32", "batch_size=4",
+    "device=cpu", "dataset=csv", "dataset.target=Male", "tracking=off", "hydra/sweeper=search",
+    "hydra.sweeper.sampler.seed=0", "sweep.name=s", "hydra.launcher.cpu_slots=1",
+)  # fmt: skip
+RATES = "optimizer.lr=tag(log,interval(1e-4,1e-1))"
+# Prunes as soon as it may: three trials are enough to show it.
+HASTY = ("hydra.sweeper.pruner.n_startup_trials=1", "hydra.sweeper.together=1")
+
+
+class Home:
+    """A folder in which a user types commands."""
+
+    def __init__(self, path: Path, pictures: Path) -> None:
+        self.path, self.sweep = path, path / "outputs" / "s"
+        self._data = (f"dataset.csv={pictures / 'labels.csv'}", f"dataset.images={pictures}")
+        self._environment = {**os.environ, "GRAFT_CACHE": str(path / "cache")}
+
+    def start(self, *arguments: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, "-m", "graft", "-m", *TINY, *self._data, *arguments], cwd=self.path,
+            env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+
+    def graft(self, *arguments: str, code: int = 0) -> str:
+        process = self.start(*arguments)
+        out, _ = process.communicate(timeout=300)
+        assert process.returncode == code, out
+        return out
+
+    @property
+    def search(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.sweep / "search.json").read_text())
+        return found
+
+    @property
+    def table(self) -> list[dict[str, str]]:
+        with (self.sweep / "results.csv").open(newline="") as stream:
+            return list(csv.DictReader(stream))
+
+
+@pytest.fixture
+def home(tiny_pictures: Path, tmp_path: Path) -> Home:
+    return Home(tmp_path, tiny_pictures)
+
+
+def test_a_search_prunes_goes_on_to_its_total_and_shows_what_it_learned(home: Home) -> None:
+    asked = (RATES, "strategy=head_only,fine_tune", "epochs=3", "metric=val_loss", *HASTY)
+    out = home.graft(*asked, "hydra.sweeper.n_trials=5")
+    first = home.search
+    assert [trial["number"] for trial in first["trials"]] == list(range(5))
+    assert {trial["state"] for trial in first["trials"]} == {"completed", "pruned"}
+    assert first["objectives"] == [{"name": "val_loss", "direction": "minimize"}]
+    assert "The search has ended: its 5 trials are done" in out
+
+    out = home.graft(*asked, "hydra.sweeper.n_trials=7")
+    assert "5 of 7 trials are there already" in out
+    found = home.search
+    assert found["trials"][:5] == first["trials"]
+    assert len(found["trials"]) == len(home.table) == 7
+
+    by_folder = {trial["folder"]: trial for trial in found["trials"]}
+    for row in home.table:
+        trial = by_folder[row["run"]]
+        assert row["status"] == trial["state"]
+        assert float(row["optimizer.lr"]) == trial["params"]["optimizer.lr"]
+        losses = pd.read_csv(home.sweep / row["run"] / "metrics.csv")["val_loss"]
+        assert list(trial["steps"].values()) == pytest.approx(list(losses))
+        if trial["state"] == "completed":
+            assert trial["values"][0] == pytest.approx(min(losses))
+        else:
+            info = json.loads((home.sweep / row["run"] / "run.json").read_text())
+            epoch = max(map(int, trial["steps"]))
+            assert info["reason"].startswith(f"at epoch {epoch}: ") and "median" in info["reason"]
+    assert "What the search learned" in (home.sweep / "report.html").read_text()
+    assert (home.sweep / "experiment" / "best.yaml").is_file()
+
+
+def test_the_best_point_can_be_run_again_by_its_file(home: Home) -> None:
+    home.graft(RATES, "strategy=head_only,fine_tune", "epochs=1", "hydra.sweeper.n_trials=2")
+    best = home.search["trials"][home.search["best"][0]]["params"]
+    code = """
+import sys
+from hydra import compose, initialize_config_dir
+import graft.app
+with initialize_config_dir(graft.app.conf_dir(), version_base="1.3"):
+    best = [f"hydra.searchpath=[file://{sys.argv[1]}]", "experiment=best"]
+    made = compose("config", overrides=best)
+print(made.optimizer.lr, made.strategy._target_.rpartition(".")[2], made.epochs)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(home.sweep)], capture_output=True, text=True
+    )
+    lr, strategy, epochs = done.stdout.split()
+    assert float(lr) == best["optimizer.lr"] and epochs == "1"
+    assert strategy == {"head_only": "HeadOnly", "fine_tune": "FineTune"}[best["strategy"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["optimizer.lr=interval(3,1)"], "the interval is empty: 3 is above 1"),
+        (["optimizer.lr=tag(log,interval(0,1))"], "begins above 0"),
+        (["optimizer.rate=interval(0.1,1)"], "optimizer.rate"),
+        (["optimizer.lr=interval(-1,-0.5)"], "optimizer.lr"),
+        ([RATES, "hydra.sweeper.n_trials=0"], "n_trials=0"),
+        ([RATES, "sweep.objectives=[val_acc]"], "sweep.objectives"),
+        (["epochs=1"], "nothing to search"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused_and_leaves_nothing(
+    home: Home, arguments: list[str], words: str
+) -> None:
+    assert words in home.graft(*arguments, code=2)
+    assert not (home.path / "outputs").exists()
+
+
+def test_a_dry_run_shows_the_search_and_does_nothing(home: Home) -> None:
+    out = home.graft(RATES, "strategy=head_only,fine_tune", "sweep.dry_run=true")
+    assert "FloatDistribution(high=0.1, log=True, low=0.0001" in out
+    assert "maximize val_accuracy; at most 20 trials" in out and "not begun" in out
+    assert not (home.path / "outputs").exists()
+
+
+@pytest.mark.slow
+def test_a_depth_is_searched_only_where_there_is_one(home: Home) -> None:
+    home.graft(
+        "strategy=head_only,fine_tune", "strategy.depth=range(1,4)", "optimizer.lr=1e-3",
+        "hydra.sweeper.conditions={strategy.depth: strategy=fine_tune}", "epochs=1",
+        "hydra.sweeper.n_trials=9",
+    )  # fmt: skip
+    points = [trial["params"] for trial in home.search["trials"] if trial["same_as"] is None]
+    assert sorted(map(str, points)) == sorted(
+        map(str, [{"strategy": "head_only"},
+                  *({"strategy": "fine_tune", "strategy.depth": d} for d in (1, 2, 3))])
+    )  # fmt: skip
+    assert home.search["stopped"] == "all 4 points of the space have been evaluated"
+    assert len(home.table) == 4
+
+
+@pytest.mark.slow
+def test_a_point_is_judged_by_the_mean_over_seeds(home: Home) -> None:
+    home.graft(RATES, "epochs=2", "hydra.sweeper.replicates=3", "hydra.sweeper.n_trials=3",
+               "hydra/sweeper/pruner=none")  # fmt: skip
+    rows = home.table
+    assert len(rows) == 9
+    for trial in home.search["trials"]:
+        own = [r for r in rows if float(r["optimizer.lr"]) == trial["params"]["optimizer.lr"]]
+        assert sorted(row["seed"] for row in own) == ["0", "1", "2"]
+        mean = sum(float(row["val_accuracy"]) for row in own) / 3
+        assert trial["values"][0] == pytest.approx(mean)
+
+
+@pytest.mark.slow
+def test_several_objectives_have_a_front(home: Home) -> None:
+    home.graft(
+        RATES, "strategy=head_only,fine_tune", "epochs=1", "hydra.sweeper.n_trials=6",
+        "sweep.objectives=[val_accuracy,trainable_parameters]",
+    )  # fmt: skip
+    found = home.search
+    directions = [one["direction"] for one in found["objectives"]]
+    assert directions == ["maximize", "minimize"] and found["best"]
+    sizes = {t["params"]["strategy"]: t["values"][1] for t in found["trials"]}
+    assert sizes["head_only"] < sizes["fine_tune"]
+    assert "Pareto" in (home.sweep / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_rates_that_diverge_fail_and_the_others_are_compared(home: Home) -> None:
+    home.graft(
+        "optimizer=sgd", "optimizer.lr=1e-2,1e30", "strategy=full", "epochs=2", code=1,
+    )  # fmt: skip
+    by_rate = {t["params"]["optimizer.lr"]: t for t in home.search["trials"]}
+    assert by_rate[1e30]["state"] == "failed" and "diverged" in by_rate[1e30]["reason"]
+    assert by_rate[1e-2]["state"] == "completed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_a_search_killed_again_and_again_has_the_trials_asked_for(home: Home, seed: int) -> None:
+    """kill -9 of the driver at random moments: none lost, none doubled."""
+    rng = random.Random(seed)
+    asked = (RATES, "strategy=head_only,fine_tune", "epochs=3", "hydra.launcher.cpu_slots=2",
+             "hydra.sweeper.n_trials=8", *HASTY)  # fmt: skip
+    for _ in range(6):
+        process = home.start(*asked)
+        time.sleep(rng.uniform(2.0, 9.0))
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+    home.graft(*asked)
+    found = home.search["trials"]
+    assert [trial["number"] for trial in found] == list(range(8))
+    assert {trial["state"] for trial in found} <= {"completed", "pruned"}
+    assert len({trial["folder"] for trial in found}) == len(home.table) == 8
