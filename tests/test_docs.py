@@ -12,6 +12,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.core.singleton import Singleton
 
 from graft import record
@@ -70,12 +71,20 @@ def _jobs(overrides: list[str]) -> Iterator[list[str]]:
     """Every combination of what is swept, as a launcher would be given it."""
     parsed = OverridesParser.create().parse_overrides(overrides)
     axes = [
-        [f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()]
+        [f"{one.get_key_element()}={value}" for value in _values(one)]
         if one.is_sweep_override()
         else [str(one.input_line)]
         for one in parsed
     ]
     return (list(job) for job in product(*axes))
+
+
+def _values(sweep: Override) -> list[str]:
+    """Of an interval, its ends."""
+    interval = sweep.value()
+    if isinstance(interval, IntervalSweep):
+        return [str(interval.start), str(interval.end)]
+    return [str(value) for value in sweep.sweep_string_iterator()]
 
 
 @pytest.mark.parametrize("command", _commands())
