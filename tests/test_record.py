@@ -14,6 +14,7 @@ from graft.record import (
     RUN,
     Predictions,
     RunFolder,
+    is_complete,
     read_run,
     read_runs,
     write_json,
@@ -91,3 +92,13 @@ def test_runs_come_in_the_order_in_which_they_were_asked_for(tmp_path: Path) -> 
         RunFolder(tmp_path / name).write_run({"status": "completed"})
     write_json(tmp_path / "sweep.json", {"runs": [{"run": "c"}, {"run": "a"}]})
     assert [run.name for run in read_runs(tmp_path)] == ["c", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("statuses", "expected"),
+    [([], False), (["completed"], True), (["completed", "pruned"], True), (["pruned"], False),
+     (["completed", "pruned", "failed"], False), (["completed", "running"], False)],
+    ids=str,
+)  # fmt: skip
+def test_nothing_is_missing_of_what_was_pruned(statuses: list[str], expected: bool) -> None:
+    assert is_complete(statuses) is expected

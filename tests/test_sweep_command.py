@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from graft.record import LOG, RUN, read_json, read_run
+from graft.record import LOG, RUN, SWEEP, RunFolder, read_json, read_run, write_json
 from graft.status.__main__ import main as graft_sweep
 
 TINY = (
@@ -246,3 +246,21 @@ def test_a_damaged_record_of_a_run_does_not_keep_a_sweep_from_its_end(
     follower.stop()
     assert graft_sweep(["status", str(tmp_path)]) == 0
     assert "1 runs: 1 waiting" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("others", ["completed", "pruned"])
+def test_a_pruned_run_is_shown_and_is_not_one_to_go_on_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], others: str
+) -> None:
+    folder = RunFolder(tmp_path / "lr=1")
+    folder.write_run({"status": "pruned", "reason": "at epoch 2: worse", "metric": "val_accuracy"})
+    folder.write_epochs([{"epoch": n, "val_accuracy": 0.25 * n} for n in (1, 2)])
+    RunFolder(tmp_path / "lr=2").write_run({"status": others, "metric": "val_accuracy"})
+    runs = [{"run": name, "choices": {}} for name in ("lr=1", "lr=2")]
+    write_json(tmp_path / SWEEP, {"command": "graft -m", "runs": runs})
+    assert graft_sweep(["status", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "lr=1: pruned: at epoch 2: worse" in shown and "0.5000" in shown
+    assert ("nobody works on it" in shown) is (others == "pruned")
+    assert graft_sweep(["status", "--json", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out)["runs"][0]["state"] == "pruned"

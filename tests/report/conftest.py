@@ -160,6 +160,20 @@ def binary(tmp_path: Path) -> SweepMaker:
 
 
 @pytest.fixture
+def pruned(tmp_path: Path) -> SweepMaker:
+    """Strategy x rate: of four runs the second and the third were pruned."""
+    made = SweepMaker(tmp_path / "search")
+    why = "at epoch 2: it is among the worse half"
+    made.run({"strategy": "head_only", "optimizer.lr": "1e-3"}, 0.6)
+    made.run({"strategy": "head_only", "optimizer.lr": "1e-4"}, 9, status="pruned", reason=why,
+             epochs=2)  # fmt: skip
+    made.run({"strategy": "fine_tune", "optimizer.lr": "1e-3"}, 9, status="pruned", reason=why,
+             epochs=2)  # fmt: skip
+    made.run({"strategy": "fine_tune", "optimizer.lr": "1e-4"}, 0.9)
+    return made
+
+
+@pytest.fixture
 def digits(tmp_path: Path) -> SweepMaker:
     """Ten classes, two runs."""
     made = SweepMaker(tmp_path / "digits", tuple("0123456789"), (200, 200))

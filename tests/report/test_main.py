@@ -32,6 +32,17 @@ def test_runs_stand_as_asked_with_the_winner_marked(
     assert "\x1b" not in shown
 
 
+def test_a_pruned_run_is_shown_as_one_that_ended_and_not_as_a_failure(
+    pruned: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    print_table(write_report(pruned.path), pruned.path)
+    shown = capsys.readouterr().out
+    assert "head_only, lr=1e-4: pruned: at epoch 2: it is among the worse half" in shown
+    assert "fine_tune, lr=1e-4 wins on validation" in shown
+    assert "\x1b[2m" in shown and "\x1b[31m" not in shown  # dim; red
+
+
 @pytest.mark.parametrize("width", [60, 80, 100, 120])
 def test_the_table_fits_the_terminal(
     binary: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int

@@ -12,7 +12,10 @@ from scipy.stats import binomtest
 from graft.metrics import scores
 from graft.record import EXAMPLES, PREDICTIONS, REPORT, read_runs
 from graft.report.__main__ import write_report
+from graft.report.comparison import grid
 from graft.report.intervals import wilson_interval
+from graft.report.results import results
+from graft.report.sweep import load
 
 
 def _page(path: Path) -> str:
@@ -150,6 +153,19 @@ def test_runs_without_a_result_say_why(binary: Any) -> None:
     assert "train_loss became nan in epoch 3 at optimizer.lr=1e+30." in text
     assert "OSError: No space left on device" in text
     assert "3 completed, 1 diverged, 1 failed" in text
+
+
+def test_pruned_runs_are_neither_failures_nor_compared(pruned: Any) -> None:
+    page = _page(pruned.path)
+    text = _text(page)
+    assert "Not every run completed: 2 completed, 2 pruned." in text
+    assert text.count("at epoch 2: it is among the worse half") == 2
+    assert 'class="pill bad"' not in page and page.count('class="pill">pruned<') == 2
+    sweep = load(pruned.path)
+    found = grid(sweep, results(sweep.records, sweep.asked), None)
+    assert found is not None
+    cells = {cell.note for row in found.cells for cell in row if cell.value is None}
+    assert cells == {"pruned"}
 
 
 def test_a_sweep_without_a_completed_run_has_a_page(maker: Any, tmp_path: Path) -> None:

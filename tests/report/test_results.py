@@ -60,6 +60,13 @@ def test_a_run_without_a_result_has_no_figures_but_a_reason(binary: Any, row: in
     assert known == {"seconds", "trainable_parameters", "reason"}
 
 
+def test_a_pruned_run_has_no_figures_beside_those_of_whole_runs(pruned: Any) -> None:
+    row = _rows(pruned.path)[1]
+    assert (row["status"], row["reason"]) == ("pruned", "at epoch 2: it is among the worse half")
+    known = {key for key in FIGURES if row[key] is not None}
+    assert known == {"seconds", "trainable_parameters", "reason"}
+
+
 def test_a_completed_run_whose_files_are_damaged_is_a_failed_row(binary: Any) -> None:
     (binary.path / "strategy=head_only,optimizer.lr=1e-3" / PREDICTIONS).write_bytes(b"PAR1")
     row = _rows(binary.path)[0]

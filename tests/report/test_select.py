@@ -31,7 +31,7 @@ def test_the_winner_is_chosen_without_the_test_split(maker: Any, tmp_path: Any) 
 
 def test_runs_that_did_not_complete_are_never_chosen(maker: Any, tmp_path: Any) -> None:
     made = maker(tmp_path / "s")
-    for status in ("diverged", "failed", "skipped", "timed_out", "running"):
+    for status in ("diverged", "failed", "pruned", "skipped", "timed_out", "running"):
         made.run({"strategy": status}, 5.0, status=status)
     assert winner(read_runs(made.path)) is None
     made.run({"strategy": "head_only"}, 0.1)

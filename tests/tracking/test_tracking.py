@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,17 @@ import pytest
 
 from graft.config import Tracking
 from graft.record import read_json, read_runs
-from graft.tracking import Off, SweepTracking, default_uri, letter, places, sync, upload
+from graft.sweep.follow import Follower
+from graft.tracking import (
+    Off,
+    SweepTracking,
+    default_uri,
+    letter,
+    places,
+    run_tracking,
+    sync,
+    upload,
+)
 
 
 def test_a_sweep_is_a_parent_with_a_child_per_run(lab: Any) -> None:
@@ -56,6 +67,15 @@ def test_the_files_of_the_record_are_artifacts(lab: Any) -> None:
         "environment.json", "run.json", "train.log", "figures",
     }  # fmt: skip
     assert lab.seen().files(run, "figures") == {"figures/curves.svg"}
+
+
+def test_figures_of_a_search_are_artifacts_of_the_parent(lab: Any) -> None:
+    (lab.folder / "figures").mkdir(parents=True)
+    (lab.folder / "figures" / "search_history.png").write_bytes(b"png")
+    lab.train_all()
+    seen = lab.seen()
+    assert seen.files(seen.parent) == {"report.html", "results.csv", "figures"}
+    assert seen.files(seen.parent, "figures") == {"figures/search_history.png"}
 
 
 def test_a_checkpoint_takes_no_disk_twice(lab: Any) -> None:
@@ -133,7 +153,7 @@ def test_a_sweep_that_grew_numbers_its_runs_anew_and_sends_nothing_again(lab: An
 @pytest.mark.parametrize(
     ("status", "shown"),
     [("completed", "FINISHED"), ("failed", "FAILED"), ("timed_out", "FAILED"),
-     ("diverged", "FAILED"), ("skipped", "KILLED")],
+     ("diverged", "FAILED"), ("skipped", "KILLED"), ("pruned", "KILLED")],
 )  # fmt: skip
 def test_the_status_tells_the_truth(lab: Any, status: str, shown: str) -> None:
     run = lab.begin(lab.open(), 0)
@@ -171,6 +191,36 @@ def test_a_sweep_with_runs_that_never_began_is_not_finished(lab: Any) -> None:
     sweep = lab.open()
     sweep.finish([lab.train(sweep, 0)], None, None)
     assert lab.seen().parent.info.status == "KILLED"
+
+
+def test_a_run_that_was_pruned_is_not_missing_from_a_sweep(lab: Any) -> None:
+    lab.ask_for(0, 1)
+    sweep = lab.open()
+    pruned = lab.record(0, "pruned", "at epoch 3: worse")
+    sweep.finish([pruned], None, None)
+    assert lab.seen().parent.info.status == "KILLED"
+    sweep.finish([pruned, lab.train(sweep, 1)], None, None)
+    assert lab.seen().parent.info.status == "FINISHED"
+    found = lab.seen().runs()[lab.titles[0]]
+    assert found.info.status == "KILLED"
+    tags = found.data.tags
+    assert (tags["status"], tags["reason"]) == ("pruned", "at epoch 3: worse")
+    assert tags["mlflow.note.content"] == "**pruned**: at epoch 3: worse"
+    assert len(lab.seen().curve(found, "val/loss")) == 3
+
+
+def test_a_run_that_is_pruned_ends_in_mlflow_while_others_are_trained(lab: Any) -> None:
+    sweep = lab.open()
+    follower = Follower(lab.folder, sweep)
+    # Another process trains it, and leaves files alone.
+    run = run_tracking(lab.folder, Tracking(uri=lab.uri), 0, lab.titles[0], lab.choices[0])
+    run.epochs(lab.rows(0))
+    run.finish(lab.record(0, "pruned", "at epoch 3: worse"), "pruned", "at epoch 3: worse", {})
+    deadline = time.monotonic() + 30
+    while [one.info.status for one in lab.seen().runs().values()] != ["KILLED"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    follower.stop()
 
 
 def test_what_is_not_finite_stays_out_of_the_charts(lab: Any) -> None:

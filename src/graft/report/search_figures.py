@@ -107,8 +107,10 @@ def _histories(search: Search) -> Chart | None:
         return None
     count = min(len(search.objectives), MAX_OBJECTIVES)
     caption = "Line: the best so far."
-    if search.of("pruned") or search.of("failed"):
-        caption += " Pruned and failed trials have no final value: they stand at the bottom."
+    without = [state for state in ("pruned", "failed") if search.of(state)]
+    if without:
+        which = " and ".join(without).capitalize()
+        caption += f" {which} trials have no final value: they stand at the bottom."
     if len(search.objectives) > count:
         caption += f" The first {count} of {len(search.objectives)} objectives."
     names = ", ".join(one.name for one in search.objectives[:count])
@@ -168,8 +170,8 @@ def _strip(search: Search, axes: "Axes", colours: Colours) -> None:
 
 
 def _curves(search: Search) -> Chart | None:
-    trials = [trial for trial in search.trials if len(trial.steps) > 1]
-    if not trials:
+    trials = [trial for trial in search.trials if trial.steps]
+    if all(len(trial.steps) < 2 for trial in trials):
         return None
     drawn = _some(search, trials)
     caption = "What each trial reported as it went."
@@ -226,7 +228,7 @@ def _lines(axes: "Axes", trials: Sequence[Trial], label: str, look: dict[str, An
 
 def _importances(search: Search) -> Chart | None:
     pairs = zip(search.objectives[:MAX_OBJECTIVES], search.importances, strict=False)
-    found = [(aim.name, _ranked(shares)) for aim, shares in pairs if shares]
+    found = [(aim.name, _ranked(shares)) for aim, shares in pairs if len(shares) > 1]
     if not found:
         return None
     said = "; ".join(
@@ -237,8 +239,8 @@ def _importances(search: Search) -> Chart | None:
     longest = max(len(plain(key, 26)) for _, bars in found for key, _ in bars)
     return Chart(
         "importance", "What mattered", f"Share of each parameter, {said}.", "",
-        "How much of the differences between trials each parameter accounts for, as Optuna "
-        f"estimates it; the shares sum to 1. With few trials it is a rough guess.{rest}",
+        "How much each parameter matters, as Optuna estimates it from the completed trials; the "
+        f"shares sum to 1. With few trials it is a rough guess.{rest}",
         tuple(functools.partial(_importance, name, bars) for name, bars in found),
         (4.6, 0.85 + 0.3 * min(most, MAX_BARS)), Margins(left=0.2 + 0.075 * longest, top=0.1),
     )  # fmt: skip
@@ -263,7 +265,7 @@ def _importance(
     axes.set_xlim(0, max(*shares, 1e-3) * 1.16)
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
-    axes.set_xlabel(f"share of the differences in {plain(name, 24)}")
+    axes.set_xlabel(f"importance for {plain(name, 24)}")
 
 
 # --- value by parameter ---------------------------------------------------------------------
@@ -320,8 +322,9 @@ def _slice(
 ) -> None:
     trials = [trial for trial in search.measured if trial.same_as is None]
     points = [(t, x, _value(t, objective)) for t, x in _places(parameter, trials)]
-    parts = np.array_split(np.arange(len(points)), len(colours.shades))
-    for colour, members in zip(colours.shades, parts, strict=True):
+    shade = np.linspace(0, len(colours.shades) - 1, len(points)).round()
+    for place, colour in enumerate(colours.shades):
+        members = np.flatnonzero(shade == place)
         draw_points(axes, [points[i][1:] for i in members], "", {
             "marker": "o", "markersize": _size(len(points)), "markerfacecolor": colour,
             "markeredgecolor": colours.accent, "markeredgewidth": 0.7, "zorder": 3})  # fmt: skip

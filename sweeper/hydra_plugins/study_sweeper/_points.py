@@ -6,21 +6,26 @@ outputs/<sweep>             the points of an earlier sweep
 a list of these
 """
 
+import contextlib
 import itertools
-import shlex
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from hydra_plugins.study_sweeper import _results
 from hydra_plugins.study_sweeper._errors import BadSearch
-from hydra_plugins.study_sweeper._space import Point, Space
+from hydra_plugins.study_sweeper._space import Point, Space, flat, values_of
 
 _WHERE = "hydra.sweeper.enqueue"
+# Overrides in a line: a blank within quotes or brackets ends none of them.
+_INSIDE = r"""'(?:\\.|[^'\\])*' | "(?:\\.|[^"\\])*" | \[[^\]]*\] | \{[^}]*\} | \([^)]*\)"""
+_WORD = re.compile(rf"(?:{_INSIDE} | \\. | \S)+", re.VERBOSE)
 
 
 def points(asked: Any, space: Space) -> list[Point]:
@@ -40,12 +45,15 @@ def points(asked: Any, space: Space) -> list[Point]:
 
 def _of_one(asked: Any, space: Space) -> list[Point]:
     if isinstance(asked, Mapping):
-        return [space.checked(asked, _WHERE)]
+        return [space.checked(flat(asked, _names(space)), _WHERE)]
     text = str(asked)
     path = Path(text)
-    if path.is_dir():
+    is_dir = is_file = False
+    with contextlib.suppress(OSError, ValueError):  # what overrides make no name of
+        is_dir, is_file = path.is_dir(), path.is_file()
+    if is_dir:
         return _of_folder(path, space)
-    if path.is_file():
+    if is_file:
         return _of_file(path, space)
     if "=" in text:
         return _of_grid(text, space)
@@ -56,16 +64,16 @@ def _of_one(asked: Any, space: Space) -> list[Point]:
 
 
 def _of_grid(text: str, space: Space) -> list[Point]:
+    try:
+        overrides = OverridesParser.create().parse_overrides(_WORD.findall(text))
+    except (HydraException, ValueError) as error:
+        raise BadSearch(f"{_WHERE}={text}: {error}") from error
     axes = []
-    for override in OverridesParser.create().parse_overrides(shlex.split(text)):
-        key = str(override.get_key_element()).lstrip("+")
-        if override.is_sweep_override():
-            if not (override.is_choice_sweep() or override.is_range_sweep()):
-                raise BadSearch(f"{_WHERE}: {override.input_line}: list the values.")
-            values = [str(value) for value in override.sweep_string_iterator()]
-        else:
-            values = [str(override.get_value_element_as_str())]
-        axes.append([(key, value) for value in values])
+    for override in overrides:
+        values = values_of(override)
+        if values is None or override.is_delete():
+            raise BadSearch(f"{_WHERE}: {override.input_line}: list the values.")
+        axes.append([(str(override.get_key_element()), value) for value in values])
     return [space.checked(dict(pairs), _WHERE) for pairs in itertools.product(*axes)]
 
 
@@ -77,8 +85,8 @@ def _of_file(path: Path, space: Space) -> list[Point]:
     if not isinstance(found, list) or not all(isinstance(one, Mapping) for one in found):
         raise BadSearch(f"{_WHERE}={path}: it must hold a list of points: - {{lr: 1e-3}}")
     # A file may also tell what a point is worth, or more: only its point is of use here.
-    plain = [one.get("params", one) for one in found]
-    return [space.checked(_flat(one), f"{_WHERE}={path}") for one in plain]
+    plain = [one["params"] if isinstance(one.get("params"), Mapping) else one for one in found]
+    return [space.checked(flat(one, _names(space)), f"{_WHERE}={path}") for one in plain]
 
 
 def _of_folder(path: Path, space: Space) -> list[Point]:
@@ -86,7 +94,7 @@ def _of_folder(path: Path, space: Space) -> list[Point]:
     given = [trial["params"] for trial in _results.read(path)]
     given = given or [_of_job(job) for job in sorted(path.glob("*/.hydra/overrides.yaml"))]
     given = given or [_of_name(run.parent.name) for run in sorted(path.glob("*/config.yaml"))]
-    names = [param.name for param in space.params]
+    names = _names(space)
     found = []
     for one in given:
         point = {key: value for key, value in one.items() if key in names}
@@ -115,12 +123,5 @@ def _of_lines(lines: Sequence[str]) -> dict[str, Any]:
     return {key: value for key, is_set, value in pairs if is_set}
 
 
-def _flat(point: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """{optimizer: {lr: 1e-3}} is optimizer.lr, too."""
-    found: dict[str, Any] = {}
-    for key, value in point.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
+def _names(space: Space) -> list[str]:
+    return [param.name for param in space.params]

@@ -98,14 +98,18 @@ class Results:
         self._sampler, self._is_group, self._bookkeeping = sampler, is_group, bookkeeping
         self._written_at = float("-inf")
 
-    def write(self, stopped: str | None = None, *, is_last: bool = False) -> list[FrozenTrial]:
+    def write(
+        self, stopped: str | None = None, *, is_last: bool = False, is_due: bool = False
+    ) -> list[FrozenTrial]:
         """Write what is known by now, if that is due; returns the best.
 
         Args:
             stopped: why the search has ended.
-            is_last: whether this start is over: then the best point is written down as well.
+            is_last: whether the search is over: then the best point is written down as well.
+            is_due: whatever the time of the last one.
         """
-        if not is_last and time.monotonic() - self._written_at < EVERY_S:
+        is_soon = time.monotonic() - self._written_at < EVERY_S
+        if is_soon and not (is_last or is_due):
             return []
         self._written_at = time.monotonic()
         best = best_of(self._study)
@@ -214,12 +218,12 @@ class Results:
         found = []
         if len(self._space.params) == 1:
             return [{self._space.params[0].name: 1.0} for _ in self._names]
-        for place in range(len(self._names)):
+        for place, direction in enumerate(self._study.directions):
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     shares = optuna.importance.get_param_importances(
-                        self._study, target=_value_at(place)
+                        self._study, target=_to_be_low(place, direction)
                     )
             except Exception as error:  # too few trials, all of one value, no common parameter
                 log.debug("no importances: %s", error)
@@ -230,9 +234,12 @@ class Results:
         return found
 
 
-def _value_at(place: int) -> Callable[[FrozenTrial], float]:
+def _to_be_low(place: int, direction: StudyDirection) -> Callable[[FrozenTrial], float]:
+    """One of the objectives: of a target of our own, Optuna asks what matters for low values."""
+    sign = -1.0 if direction == StudyDirection.MAXIMIZE else 1.0
+
     def value(trial: FrozenTrial) -> float:
-        return float(trial.values[place])
+        return sign * float(trial.values[place])
 
     return value
 

@@ -1,5 +1,6 @@
 """Samplers and pruners by name, that Optuna does not have as such."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,9 +47,11 @@ def sampler(config: DictConfig, *, num_trials: int, is_conditional: bool) -> Any
     target = str(options["_target_"])
     if num_trials and options.get("seed") is not None and not target.endswith("QMCSampler"):
         options["seed"] = int(options["seed"]) + 7919 * num_trials
-    if target.endswith("TPESampler") and is_conditional:
-        options.setdefault("group", True)
-        options.setdefault("multivariate", True)
+    if target.endswith("TPESampler"):
+        if is_conditional and options.get("multivariate") is not False:
+            options.setdefault("group", True)
+        if options.get("group"):  # it is of the multivariate one alone
+            options.setdefault("multivariate", True)
     return _built(options, "sampler")
 
 
@@ -65,9 +68,14 @@ def _set(config: DictConfig) -> dict[str, Any]:
 
 def _built(options: Mapping[str, Any], what: str) -> Any:
     try:
-        return instantiate(dict(options))
+        with warnings.catch_warnings():
+            # It was asked for by name.
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return instantiate(dict(options))
     except Exception as error:
         cause = error.__cause__ or error
+        if isinstance(cause, BadSearch):
+            raise cause from None
         raise BadSearch(
             f"hydra.sweeper.{what}: {options.get('_target_')} cannot be built: {cause}"
         ) from error

@@ -1,5 +1,6 @@
 """A search from its settings to its results."""
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -115,14 +116,13 @@ def run(
     if settings.get("dry_run"):
         _say_what(asked, space, points, address, name)
         return
+    traces = _Traces(folder, _storage.file_of(address))
     folder.mkdir(parents=True, exist_ok=True)
-    path = _storage.file_of(address)
-    was_there = path is not None and path.exists()
     storage = _storage.opened(address)
     pruner = _samplers.pruner(settings.pruner)
     with _storage.explained(address):
         study, is_new = _study.created(name, storage, asked.directions, pruner)
-    search, is_void = None, False
+    search, results, is_void = None, None, False
     try:
         with _storage.explained(address):
             search = _prepared(asked, space, custom, study, is_new, folder, points)
@@ -140,8 +140,13 @@ def run(
         if search is not None:
             search.close()
         if is_void:
-            _remove(study, None if was_there else path)
-    _ended(search, results)
+            traces.remove(study)
+        elif results is not None:
+            results.write(search.stopped if search else None, is_due=True)
+    try:
+        _ended(search, results)
+    finally:
+        _storage.closed(storage)
 
 
 def _prepared(
@@ -272,11 +277,28 @@ def _has_begun(study: optuna.Study) -> bool:
     return any(trial.state.is_finished() or trial.intermediate_values for trial in trials)
 
 
-def _remove(study: optuna.Study, path: Path | None) -> None:
-    """Nothing was run: it is as if nothing had been asked for."""
-    optuna.delete_study(study_name=study.study_name, storage=study._storage)
-    if path is not None:
-        path.unlink(missing_ok=True)
+class _Traces:
+    """What a search makes before its first job runs; it goes if none ever does.
+
+    Args:
+        folder: of the sweep.
+        path: of the storage, if it is a file.
+    """
+
+    def __init__(self, folder: Path, path: Path | None) -> None:
+        self._folders = [one for one in (folder, *folder.parents) if not one.exists()]
+        self._path = path if path is not None and not path.exists() else None
+
+    def remove(self, study: optuna.Study) -> None:
+        """It is as if nothing had been asked for."""
+        optuna.delete_study(study_name=study.study_name, storage=study._storage)
+        _storage.closed(study._storage)
+        if self._path is not None:
+            for file in self._path.parent.glob(f"{self._path.name}*"):  # SQLite's own beside it
+                file.unlink(missing_ok=True)
+        for folder in self._folders:
+            with contextlib.suppress(OSError):  # somebody else has put something there
+                folder.rmdir()
 
 
 def _name(thing: Any) -> str:
