@@ -20,6 +20,7 @@ from graft.report.__main__ import main, write_report
 from graft.report.chart import tick_texts
 from graft.report.search import Parameter, best_so_far, epochs_run, read
 from graft.report.search_figures import MAX_CURVES, MAX_PARAMETERS, charts
+from graft.report.words import shortened
 
 LR = {"kind": "float", "log": True, "low": 1e-5, "high": 0.1}
 STRATEGY = {"kind": "categorical", "choices": ["head_only", "fine_tune"]}
@@ -380,3 +381,24 @@ def test_the_same_search_is_the_same_drawing(tmp_path: Path) -> None:
 )
 def test_ticks_say_as_much_as_they_need(ticks: list[float], texts: list[str]) -> None:
     assert tick_texts(ticks) == texts
+
+
+# --- numbers that nobody typed ------------------------------------------------------------------
+
+
+def test_long_numbers_are_shown_with_as_few_digits_as_tell_them_apart() -> None:
+    long = ["0.014567370961716473", "0.003988891555827398", "1.742979729817687e-05"]
+    assert shortened([*long, "0.001", "head_only"]) == {
+        "0.014567370961716473": "0.01457",
+        "0.003988891555827398": "0.003989",
+        "1.742979729817687e-05": "1.743e-05",
+    }
+
+
+def test_numbers_that_are_nearly_equal_stay_apart() -> None:
+    short = shortened(["0.014567370961716473", "0.0145673709617165", "0.01457"])
+    assert len({*short.values(), "0.01457"}) == 3
+
+
+def test_what_a_person_typed_is_left_as_it_is() -> None:
+    assert shortened(["1e-3", "0.00001", "1000000", "0.123456", "fine_tune"]) == {}

@@ -24,6 +24,8 @@ _COLUMNS = {
 _DROPPED_FIRST = ("trainable_parameters", "seconds", "train_accuracy", "best_epoch")
 # Of a run that ended as it should; any other is a failure.
 _STYLES = {"completed": "", "pruned": "dim"}
+# So many are worth a line each.
+_MOST_PRUNED = 3
 # How wide a table is that no terminal limits.
 _WIDTH = 120
 
@@ -88,12 +90,24 @@ def print_table(rows: Sequence[Mapping[str, object]], sweep: Path) -> None:
         console = Console(highlight=False, width=_WIDTH)
     found = sweeps.load(sweep)
     answer, names = words.answer(found), words.Labels(found)
-    console.print(_table(rows, found.axes, answer.run, console.width))
+    shown = [_shortened(row, found.axes, names) for row in rows]
+    console.print(_table(shown, found.axes, answer.run, console.width))
+    num_pruned = sum(row["status"] == "pruned" for row in rows)
+    if num_pruned > _MOST_PRUNED:
+        console.print(Text(f"{num_pruned} runs were pruned; why: {sweep / RESULTS}", style="dim"))
     for row in rows:
-        if row["status"] != "completed":
+        is_told = row["status"] != "pruned" or num_pruned <= _MOST_PRUNED
+        if row["status"] != "completed" and is_told:
             said = f"{names.named(str(row['run']))}: {row['status']}: {row['reason'] or ''}"
             console.print(Text(said.rstrip(": "), style=_STYLES.get(str(row["status"]), "red")))
     console.print(Text(str(answer)))
+
+
+def _shortened(
+    row: Mapping[str, object], axes: Sequence[str], names: words.Labels
+) -> dict[str, object]:
+    short = {axis: names.value(axis, str(row[axis])) for axis in axes if row.get(axis) is not None}
+    return {**row, **short}
 
 
 def _table(

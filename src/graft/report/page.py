@@ -85,6 +85,7 @@ def _context(sweep: Sweep, rows: Sequence[Mapping[str, object]]) -> dict[str, An
         "scale": _scale(lines),
         "metric": order[0].info["metric"] if order else None,
         "curves": figures.curves(drawn, styles) if drawn else None,
+        "names": names,
         "legend": [(style, names.named(name)) for name, style in styles.items()],
         "num_grey": len(drawn) - len(styles),
         "grid": comparison.grid(sweep, rows, order[0].name if order else None),

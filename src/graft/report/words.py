@@ -62,6 +62,14 @@ class Labels:
             axis: word if last.count(word) == 1 else axis
             for axis, word in zip(sweep.axes, last, strict=True)
         }
+        self._values = {
+            axis: shortened([choice[axis] for choice in self._choices.values() if axis in choice])
+            for axis in sweep.axes
+        }
+
+    def value(self, axis: str, value: str) -> str:
+        """A choice on an axis, as it is shown."""
+        return self._values.get(axis, {}).get(value, value)
 
     def of(self, record: Record) -> str:
         return self.named(record.name)
@@ -71,7 +79,9 @@ class Labels:
 
     def choice(self, choices: Mapping[str, str]) -> str:
         return ", ".join(
-            value if key in ("strategy", "model") else f"{self._short.get(key, key)}={value}"
+            self.value(key, value)
+            if key in ("strategy", "model")
+            else f"{self._short.get(key, key)}={self.value(key, value)}"
             for key, value in choices.items()
             if key in self._short
         )
@@ -100,6 +110,30 @@ def verdict(p: float) -> str:
 
 
 # --- numbers --------------------------------------------------------------------------------
+
+
+def shortened(values: Sequence[str]) -> dict[str, str]:
+    """Numbers that nobody has typed, such as 0.014567370961716473, with as few digits as tell them
+    apart; all other values as they are."""
+    long = [value for value in dict.fromkeys(values) if _num_digits(value) > TYPED]
+    for digits in range(SHOWN_DIGITS, 18):
+        short = {value: f"{float(value):.{digits}g}" for value in long}
+        if len({short.get(value, value) for value in values}) == len(set(values)):
+            return short
+    return {}
+
+
+# More digits than a person types, and as many as are shown of those.
+TYPED, SHOWN_DIGITS = 6, 4
+
+
+def _num_digits(text: str) -> int:
+    """Significant digits of a number; 0: it is none."""
+    try:
+        value = float(text)
+    except ValueError:
+        return 0
+    return len(text.lower().partition("e")[0].replace(".", "").strip("-0")) if value else 0
 
 
 def number(value: float | None, digits: int = 3) -> str:
