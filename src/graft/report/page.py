@@ -137,6 +137,7 @@ def _search(sweep: Sweep, searched: Searched | None) -> dict[str, Any] | None:
         "objectives": found.objectives,
         "table": search_words.table(found),
         "caution": search_words.caution(found),
+        "tie": search_words.tie(found),
         "command": found.command,
         "experiment": experiment if experiment.is_file() else found.experiment,
         "failed": [trial for trial in found.of("failed") if trial.reason],

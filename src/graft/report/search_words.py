@@ -102,6 +102,18 @@ def caution(search: Search) -> str:
     )
 
 
+def tie(search: Search) -> str:
+    """What decides between trials that are equally good; empty where there are none."""
+    if len(search.objectives) > 1 or not search.winners:
+        return ""
+    best = search.winners[0].values
+    if sum(trial.values == best for trial in search.measured if trial.same_as is None) < 2:
+        return ""
+    return (
+        "Of equal trials the first is the best here; the answer above goes by the validation loss."
+    )
+
+
 def shown(value: object) -> str:
     """A value in a table: four digits do."""
     if not isinstance(value, float):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from graft.errors import RecordError
 from graft.metrics import confusion
-from graft.record import Predictions, Record
+from graft.record import Predictions, Record, is_complete
 from graft.report.intervals import CLEAR, Estimate, Paired, accuracy, paired
 from graft.report.select import ranked, selection, val_loss
 from graft.report.sweep import Sweep
@@ -46,7 +46,7 @@ def answer(sweep: Sweep) -> Answer:
     best = order[0]
     others = [r for r in sweep.asked if r["run"] not in {done.name for done in order}]
     details = [*_against(order, names), *_baseline(best)]
-    if others:
+    if others and not is_complete(_statuses(sweep)):
         details.append(f"Not every run completed: {tally(sweep)}.")
     verb = "wins on" if len(order) > 1 else "is the only completed run; on"
     return Answer(names.of(best), f"{verb} {_claim(best)}.", tuple(details), best.name)
@@ -89,13 +89,17 @@ class Labels:
 
 def tally(sweep: Sweep) -> str:
     """ "3 completed, 1 diverged", in the order of how they went."""
-    found = {record.name: record.info["status"] for record in sweep.records}
-    statuses = [found.get(run["run"], "skipped") for run in sweep.asked]
+    statuses = _statuses(sweep)
     said = [
         f"{statuses.count(status)} {status.replace('_', ' ')}"
         for status in sorted(set(statuses), key=lambda s: (s != "completed", s != "pruned", s))
     ]
     return ", ".join(said) or "none was asked for"
+
+
+def _statuses(sweep: Sweep) -> list[str]:
+    found = {record.name: str(record.info["status"]) for record in sweep.records}
+    return [found.get(run["run"], "skipped") for run in sweep.asked]
 
 
 def majority(predictions: Predictions) -> tuple[str, Estimate]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from graft.report.search import Search
 from graft.status.state import RunState, SweepState
 
 # Any other is a failure.
@@ -23,11 +24,29 @@ def lines(sweep: SweepState) -> list[str]:
     """What there is to say below the table."""
     out = [f"{run.name}: {run.state}: {run.reason}" for run in sweep.runs if run.reason]
     out.append(summary(sweep))
+    if sweep.search is not None:
+        out.append(_searched(sweep.search))
     if sweep.driver:
         out.append(f"driven by {sweep.driver}")
     elif sweep.runs and not sweep.is_complete:
         out.append(f"nobody works on it; this goes on with it:\n  {sweep.command}")
     return out
+
+
+def _searched(search: Search) -> str:
+    """How far the search is, and what it has found."""
+    num_done = sum(t.same_as is None and t.state in _ENDED for t in search.trials)
+    of = f" of {search.num_asked}" if search.num_asked is not None else ""
+    best = "".join(
+        f"; best: trial {trial.number}, {', '.join(f'{v:.4g}' for v in trial.values or ())}"
+        for trial in search.winners[:1]
+    )
+    why = f"; ended: {search.stopped}" if search.stopped else ""
+    return f"search: {num_done}{of} trials{best}{why}"
+
+
+# States of a trial for which nothing is done any more.
+_ENDED = ("completed", "pruned", "failed")
 
 
 def table(sweep: SweepState) -> Any:
@@ -70,6 +89,7 @@ def as_json(sweep: SweepState) -> dict[str, Any]:
         "sweep": str(sweep.path),
         "command": sweep.command,
         "driver": sweep.driver or None,
+        "search": None if sweep.search is None else _searched(sweep.search),
         "runs": [
             {key: None if value != value else value for key, value in vars(run).items()}
             for run in sweep.runs

@@ -11,6 +11,8 @@ from graft.config import METRICS
 from graft.errors import RecordError
 from graft.lock import held_by
 from graft.record import EPOCHS, LOCK, RUN, SWEEP, Record, is_complete, read_json, read_run
+from graft.report import search
+from graft.report.search import Search
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,18 @@ class RunState:
 
 @dataclass(frozen=True)
 class SweepState:
-    """Where a sweep stands. `driver`: in words who drives it now; empty: nobody."""
+    """Where a sweep stands.
+
+    Attributes:
+        driver: in words who drives it now; empty: nobody.
+        search: the search that asks for its runs, if one does.
+    """
 
     path: Path
     command: str
     driver: str
     runs: tuple[RunState, ...]
+    search: Search | None = None
 
     def count(self, *states: str) -> int:
         return sum(run.state in states for run in self.runs)
@@ -55,7 +63,8 @@ class SweepState:
     @property
     def is_complete(self) -> bool:
         """Whether it has all that it will get."""
-        return is_complete([run.state for run in self.runs])
+        is_over = self.search is None or self.search.stopped is not None
+        return is_over and is_complete([run.state for run in self.runs])
 
 
 def sweep_state(folder: Path) -> SweepState:
@@ -74,7 +83,16 @@ def sweep_state(folder: Path) -> SweepState:
     for path in sorted(folder.glob(f"*/{RUN}")):
         asked.setdefault(path.parent.name, {})
     runs = tuple(_run_state(folder / name, choices) for name, choices in asked.items())
-    return SweepState(folder, known.get("command", ""), held_by(folder / LOCK), runs)
+    return SweepState(
+        folder, known.get("command", ""), held_by(folder / LOCK), runs, _search(folder)
+    )
+
+
+def _search(folder: Path) -> Search | None:
+    try:
+        return search.read(folder)
+    except RecordError:  # the report says so
+        return None
 
 
 def _run_state(folder: Path, choices: Mapping[str, str]) -> RunState:

@@ -1,8 +1,8 @@
 """Which drivers of a study are alive: the trials of one that is not are somebody else's to run.
 
 A driver holds a lock on a file of its own in the machine's temporary folder, which no death leaves
-held, and says in the study now and then that it is there. On its own machine the lock decides at
-once; elsewhere, how old its last word is.
+held, and says in the study now and then that it is there. Whoever sees the same folder knows by the
+lock at once; elsewhere, by how old its last word is.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 import uuid
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -35,24 +36,40 @@ class Presence:
         self.name = uuid.uuid4().hex[:12]
         self._study = study
         self._path = _path(self.name)
-        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._file = _held(self._path)
+        _alive.add(self)
+        try:
+            self._say()
+        except BaseException:
+            self._let_go()
+            raise
         self._is_over = threading.Event()
-        self._say()
         self._thread = threading.Thread(target=self._beat, name="presence", daemon=True)
         self._thread.start()
 
-    def close(self) -> None:
+    def close(self, *, is_silent: bool = False) -> None:
+        """
+        Args:
+            is_silent: whether the storage has failed: it would only be waited for.
+        """
         self._is_over.set()
-        self._thread.join()
-        with contextlib.suppress(Exception):  # the storage may be what has failed
-            self._study.set_user_attr(_ATTR + self.name, None)
-        self._path.unlink(missing_ok=True)
-        os.close(self._file)
+        if not is_silent:
+            self._thread.join()
+            with contextlib.suppress(Exception):
+                self._study.set_user_attr(_ATTR + self.name, None)
+        self._let_go()
+
+    def word(self, driver: str) -> Any:
+        """What a driver said last; None: it has left, or never was."""
+        return self._study.user_attrs.get(_ATTR + driver)
 
     def is_alive(self, driver: str) -> bool:
         """Whether a driver, as `name` has it, still runs."""
-        return driver == self.name or is_alive(driver, self._study.user_attrs.get(_ATTR + driver))
+        return driver == self.name or is_alive(driver, self.word(driver))
+
+    def is_certain(self, driver: str) -> bool:
+        """Whether that is known, not guessed by the time that has passed."""
+        return driver == self.name or _by_lock(driver, self.word(driver)) is not None
 
     def has_company(self) -> bool:
         """Whether another driver of the study is alive."""
@@ -60,36 +77,90 @@ class Presence:
         others = [key.removeprefix(_ATTR) for key in attrs if key.startswith(_ATTR)]
         return any(one != self.name and is_alive(one, attrs[_ATTR + one]) for one in others)
 
+    def forget(self) -> None:
+        """In a process that a job has forked: the lock is not to outlive the driver."""
+        with contextlib.suppress(OSError):
+            os.close(self._file)
+
     def _beat(self) -> None:
         while not self._is_over.wait(EVERY_S):
             with contextlib.suppress(Exception):  # the next one may be heard
+                self._hold_on()
                 self._say()
 
+    def _hold_on(self) -> None:
+        """Temporary folders are swept of what is old."""
+        try:
+            os.utime(self._path)
+        except FileNotFoundError:
+            before, self._file = self._file, _held(self._path)
+            os.close(before)
+
     def _say(self) -> None:
-        self._study.set_user_attr(
-            _ATTR + self.name, {"host": socket.gethostname(), "at": time.time()}
-        )
+        self._study.set_user_attr(_ATTR + self.name, {"at": time.time(), "place": _place()})
+
+    def _let_go(self) -> None:
+        _alive.discard(self)
+        self._path.unlink(missing_ok=True)
+        os.close(self._file)
 
 
 def is_alive(driver: str, said: Any) -> bool:
-    """By its lock if it runs here, else by what it said last."""
+    """By its lock if that can be seen from here, else by what it said last."""
+    known = _by_lock(driver, said)
+    return time.time() - float(said.get("at", 0)) < SILENT_S if known is None else known
+
+
+def _by_lock(driver: str, said: Any) -> bool | None:
+    """Whether it is alive; None: it cannot be seen from here."""
     if not isinstance(said, dict):  # it has left
         return False
     path = _path(driver)
     try:
-        file = os.open(path, os.O_RDWR)
+        file = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False if said.get("place") == _place() else None
     except OSError:
-        is_here = said.get("host") == socket.gethostname()
-        return not is_here and time.time() - float(said.get("at", 0)) < SILENT_S
+        return None
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
         return True
     finally:
         os.close(file)
-    path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # another user's
+        path.unlink()
     return False
+
+
+def _held(path: Path) -> int:
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
+def _place() -> list[Any]:
+    """Where locks are seen: equal for those who share a temporary folder since a machine started.
+    A host may have several such folders, and two hosts one name."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        boot = ""
+    folder = os.stat(tempfile.gettempdir())
+    return [socket.gethostname(), boot, folder.st_dev, folder.st_ino]
 
 
 def _path(driver: str) -> Path:
     return Path(tempfile.gettempdir()) / f"hydra-study-{driver}.lock"
+
+
+# A lock is held until every copy of the open file is closed: a fork has one.
+_alive: "weakref.WeakSet[Presence]" = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for presence in list(_alive):
+        presence.forget()
+
+
+os.register_at_fork(after_in_child=_forget_all)

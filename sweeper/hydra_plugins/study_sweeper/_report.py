@@ -116,13 +116,13 @@ class Handle:
         name = type(self._study.pruner).__name__.removesuffix("Pruner")
         others = [
             trial.intermediate_values[step]
-            for trial in self._study.get_trials(deepcopy=False)
-            if trial.number != self._number and step in trial.intermediate_values
+            for trial in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+            if step in trial.intermediate_values
         ]
         if not others:
-            return f"{value:.4g}, by the {name} pruner"
-        median = statistics.median(others)
+            return f"{value:.4g} there ({name} pruner)"
+        # What the median pruner compares with; of the others, a hint.
         return (
-            f"{value:.4g} there, where the median of {len(others)} other trials is {median:.4g} "
-            f"({name} pruner)"
+            f"{value:.4g} there, where the median of {len(others)} completed trials is "
+            f"{statistics.median(others):.4g} ({name} pruner)"
         )

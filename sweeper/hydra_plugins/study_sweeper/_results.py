@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hydra_plugins.study_sweeper._report import PRUNED
-from hydra_plugins.study_sweeper._space import Param, Space, Value, written
+from hydra_plugins.study_sweeper._space import Param, Space, Value, as_read, written
 from hydra_plugins.study_sweeper._study import FOLDER, REASON, SAME_AS, counts, section
 
 log = logging.getLogger(__name__)
@@ -77,6 +77,7 @@ class Results:
         storage: its address, without a password.
         names: of the objectives.
         is_group: whether a key names a config group.
+        choices: the groups that the application's defaults have.
         bookkeeping: sections that say where or how fast, not what.
     """
 
@@ -91,11 +92,13 @@ class Results:
         n_trials: int | None,
         sampler: str,
         is_group: Callable[[str], bool],
+        choices: Collection[str] = (),
         bookkeeping: Sequence[str] = (),
     ) -> None:
         self._folder, self._study, self._space = folder, study, space
         self._storage, self._names, self._n_trials = storage, names, n_trials
         self._sampler, self._is_group, self._bookkeeping = sampler, is_group, bookkeeping
+        self._choices = choices
         self._written_at = float("-inf")
 
     def write(
@@ -140,8 +143,11 @@ class Results:
 
     def command(self, trial: FrozenTrial) -> list[str]:
         """What runs the point of a trial again, alone."""
-        name = Path(sys.argv[0]).name
-        program = ["python", sys.argv[0]] if name.endswith(".py") else [name]
+        typed = Path(sys.argv[0])
+        if typed.name == "__main__.py":
+            program = ["python", "-m", typed.parent.name]
+        else:
+            program = ["python", sys.argv[0]] if typed.suffix == ".py" else [typed.name]
         point = self._space.overrides(self._point(trial))
         known = {param.name for param in self._space.params}
         extra = [f"{k}={written(v)}" for k, v in trial.params.items() if k not in known]
@@ -167,16 +173,20 @@ class Results:
     def _experiment(self, trial: FrozenTrial) -> str:
         """The point, and what was fixed with it, as a file of a group."""
         config: Any = OmegaConf.create()
-        groups: list[dict[str, str]] = []
+        groups: list[Any] = []
+        group = EXPERIMENT.parent.name
         for line in self.command(trial)[1:]:
-            key, is_set, value = line.lstrip("+").partition("=")
-            section = key.partition(".")[0]
-            if not is_set or key.startswith("~") or section in ("sweep", "hydra") or key[0] in "-/":
+            key, is_set, text = line.lstrip("+").partition("=")
+            if not is_set or line.startswith("~"):
                 continue
-            if self._is_group(key.partition("@")[0]):
-                groups.append({f"override /{key}": value})
+            value = as_read(text)
+            name = value if value is None or isinstance(value, list) else text
+            if key == group:  # this file stands in for another one of its group
+                groups.append(name)
+            elif self._is_group(key.partition("@")[0]):
+                groups.append({f"{'override ' if key in self._choices else ''}/{key}": name})
             else:
-                OmegaConf.update(config, key, OmegaConf.create(f"it: {value}").it, force_add=True)
+                OmegaConf.update(config, key, value, force_add=True)
         shown = ", ".join(f"{v:.5g}" for v in trial.values or ())
         lines = [
             "# @package _global_",
@@ -184,8 +194,11 @@ class Results:
             f"# The best of {len(self._study.trials)} trials (trial {trial.number}): "
             f"{self._names[0]} {shown}.",
             "#",
-            f"#   --config-dir {self._folder} +experiment=best",
+            f"#   --config-dir {shlex.quote(str(self._folder))} "
+            f"{'' if group in self._choices else '+'}{group}={EXPERIMENT.stem}",
         ]
+        # What overrides stands last in a list of defaults.
+        groups.sort(key=lambda one: isinstance(one, dict) and str(*one).startswith("override"))
         parts = [OmegaConf.to_yaml(OmegaConf.create({"defaults": groups}))] if groups else []
         parts += [OmegaConf.to_yaml(config)] if len(config) else []
         return "\n".join([*lines, *parts]).rstrip() + "\n"
@@ -216,7 +229,8 @@ class Results:
     def _importances(self) -> list[dict[str, float]] | None:
         """For each objective; None where there are too few trials to say."""
         found = []
-        if len(self._space.params) == 1:
+        names = {name for trial in self._study.get_trials(deepcopy=False) for name in trial.params}
+        if names == {param.name for param in self._space.params} and len(names) == 1:
             return [{self._space.params[0].name: 1.0} for _ in self._names]
         for place, direction in enumerate(self._study.directions):
             try:

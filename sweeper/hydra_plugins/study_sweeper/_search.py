@@ -10,7 +10,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -78,6 +78,7 @@ class Search:
         in_turn: whether a trial's jobs run one after the other, each judged before the next.
         presence: of this driver.
         sweep_dir: absolute.
+        names: of the objectives, where they were given.
 
     Attributes:
         told: called after each trial that has ended.
@@ -98,13 +99,17 @@ class Search:
         in_turn: bool = False,
         presence: Presence,
         sweep_dir: Path,
+        names: Sequence[str] = (),
     ) -> None:
         self._study, self._trials, self._space, self._budget = study, trials, space, budget
         self._together, self._replicates, self._key = together, replicates, replicate_key
         self._in_turn, self._presence, self._sweep_dir = in_turn, presence, sweep_dir
+        self._objectives = names
         self.told: Callable[[], object] = lambda: None
         self._open: dict[int, _Open] = {}
         self._began = time.monotonic()
+        # Whether all trials are taken, and some by other drivers, which may die.
+        self._may_go_on = False
         self.stopped: str | None = None
         self.problem: str | None = None
         self._num_before = sum(1 for t in trials.all if counts(t) and t.state.is_finished())
@@ -135,7 +140,7 @@ class Search:
 
     def _begun(self) -> _Open | None:
         """A trial that begins; None: there is none now."""
-        if self.stopped is None:
+        if self.stopped is None or self._may_go_on:
             self.stopped = self._over()
         if self.stopped is not None:
             return None
@@ -185,7 +190,8 @@ class Search:
         budget, spent = self._budget, time.monotonic() - self._began
         trials = self._trials.all
         # Those that run elsewhere count, as long as there is somebody who runs them.
-        if self._is_full(trials) and not self._trials.reclaim():
+        self._may_go_on = False
+        if self._is_full(trials) and not self._reclaimed():
             return self._full()
         if self._trials.is_exhausted(trials):
             return self._exhausted()
@@ -203,14 +209,31 @@ class Search:
         total = self._budget.n_trials
         return total is not None and sum(map(is_taken, trials)) >= total
 
+    def _reclaimed(self) -> bool:
+        """Whether trials wait again that others have left behind."""
+        trials = self._trials
+        return bool(trials.reclaim() if self._open else trials.reclaim_in_time())
+
     def _full(self) -> str:
-        return f"its {self._budget.n_trials} trials are done"
+        others = [
+            str(trial.number)
+            for trial in self._trials.all
+            if trial.state == TrialState.RUNNING and trial.number not in self._open
+        ]
+        self._may_go_on = bool(others)
+        elsewhere = f", or run elsewhere: {', '.join(others)}" if others else ""
+        return f"its {self._budget.n_trials} trials are done{elsewhere}"
 
     def _exhausted(self) -> str:
         count = self._trials.num_points
         if count is None:
             return "the sampler proposes only points that have been evaluated"
         return f"all {count} points of the space have been evaluated"
+
+    def too_many_failures(self) -> str | None:
+        """How many trials have failed, if that is more than is allowed."""
+        trials = self._trials.all
+        return self._too_many_failures([t for t in trials if counts(t) and t.state.is_finished()])
 
     def _too_many_failures(self, counted: Sequence[FrozenTrial]) -> str | None:
         num_failed = sum(1 for t in counted if t.state == TrialState.FAIL)
@@ -246,7 +269,7 @@ class Search:
         """Take note of a job; of its trial, once it is the last one."""
         number, replicate = divmod(num, self._replicates)
         one = self._open[number]
-        one.values[replicate] = _outcome(result, len(self._study.directions))
+        one.values[replicate] = _outcome(result, len(self._study.directions), self._objectives)
         one.folder = one.folder or _folder(result, self._sweep_dir)
         if self._in_turn and one.left and not self._is_to_stop(one, replicate):
             return
@@ -258,10 +281,12 @@ class Search:
     def _is_to_stop(self, one: _Open, replicate: int) -> bool:
         """Whether the next replicates of a trial are not worth it."""
         value = one.values[replicate]
-        if isinstance(value, BaseException):
+        if isinstance(value, BaseException) or not self._trials.is_own(one.number):
             return True
         trial = trial_of(self._study, one.number)
-        trial.report(value[0], replicate)
+        known = self._study._storage.get_trial(trial._trial_id)
+        if replicate not in known.intermediate_values:  # of a driver that has died
+            trial.report(value[0], replicate)
         if not trial.should_prune():
             return False
         reason = f"worse than the best trial over the same {len(one.values)} jobs"
@@ -271,6 +296,11 @@ class Search:
     def _settle(self, one: _Open) -> None:
         """Tell the study how a trial ended."""
         trial = trial_of(self._study, one.number)
+        if not self._trials.is_own(one.number):
+            log.warning(
+                "trial %d: another driver has taken it over; what it gave there counts", one.number
+            )
+            return
         known = self._study._storage.get_trial(trial._trial_id)
         if one.folder is not None:
             trial.set_user_attr(FOLDER, one.folder)
@@ -304,14 +334,28 @@ class Search:
         best = self._study.best_trial
         return f" (best {shown(best.values)}, trial {best.number})"
 
-    def close(self) -> None:
-        """Trials that have not ended wait for whoever goes on with the study."""
+    def has_company(self) -> bool:
+        """Whether others work on the study."""
         try:
-            for number in list(self._open):
-                del self._open[number]
+            return self._presence.has_company()
+        except Exception:  # nobody knows
+            return True
+
+    def close(self) -> None:
+        """Trials that have not ended wait for whoever goes on with the study.
+
+        Where the storage has failed that need not be said: they will be found to be left behind.
+        """
+        numbers, has_failed = list(self._open), False
+        self._open.clear()
+        try:
+            for number in numbers:
                 self._trials.give_back(number)
+        except Exception as error:
+            has_failed = True
+            log.debug("trials %s are not given back: %s", numbers, error)
         finally:
-            self._presence.close()
+            self._presence.close(is_silent=has_failed)
 
     def failures(self, most: int = 20) -> list[str]:
         """A line for each trial that failed."""
@@ -352,30 +396,41 @@ class NotAValue(ValueError):
     """A job returned what cannot be compared."""
 
 
-def _outcome(result: JobReturn, num_objectives: int) -> list[float] | BaseException:
+def _outcome(
+    result: JobReturn, num_objectives: int, names: Sequence[str]
+) -> list[float] | BaseException:
     """The values of a job, or why it has none."""
     if result.status != JobStatus.COMPLETED:
         error = result._return_value
         return error if isinstance(error, BaseException) else RuntimeError(str(error))
     try:
-        return _values(result._return_value, num_objectives)
+        return _values(result._return_value, num_objectives, names)
     except NotAValue as error:
         return error
 
 
-def _values(returned: Any, num_objectives: int) -> list[float]:
+def _values(returned: Any, num_objectives: int, names: Sequence[str]) -> list[float]:
     if num_objectives == 1:
         return [_value(returned)]
     if isinstance(returned, Mapping):
-        returned = list(returned.values())
-    if isinstance(returned, str) or not isinstance(returned, Sequence):
+        if names and set(returned) != set(names):
+            raise NotAValue(
+                f"it returned values of {', '.join(map(str, returned))}, not of {', '.join(names)}"
+            )
+        returned = [returned[name] for name in names or returned]
+    # What has no order cannot be meant: it may be an array.
+    if isinstance(returned, (str, bytes, Set)) or not isinstance(returned, Iterable):
         raise NotAValue(
             f"it returned {_short(returned)}, not a list of {num_objectives} values, one for each "
             "direction"
         )
-    if len(returned) != num_objectives:
-        raise NotAValue(f"it returned {len(returned)} values for {num_objectives} directions")
-    return [_value(one) for one in returned]
+    try:
+        found = list(returned)
+    except TypeError:  # an array without axes
+        found = [returned]
+    if len(found) != num_objectives:
+        raise NotAValue(f"it returned {len(found)} values for {num_objectives} directions")
+    return [_value(one) for one in found]
 
 
 def _value(returned: Any) -> float:
@@ -385,7 +440,7 @@ def _value(returned: Any) -> float:
         raise NotAValue(f"it returned {_short(returned)}, not a number")
     try:
         value = float(returned)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise NotAValue(f"it returned {_short(returned)}, not a number") from None
     if not math.isfinite(value):
         raise NotAValue(f"it returned {value}, which cannot be compared")
@@ -393,7 +448,10 @@ def _value(returned: Any) -> float:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:  # of a whole number with thousands of digits, for one
+        text = f"a {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

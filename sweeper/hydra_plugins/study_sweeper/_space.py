@@ -251,6 +251,11 @@ def _unquoted(value: Any) -> Any:
     return value.text if isinstance(value, QuotedString) else value
 
 
+def as_read(text: str) -> Any:
+    """What an override sets with a text that is one value."""
+    return _PARSER.parse_override(f"it={text}").value()
+
+
 def _texts(value: Any) -> list[str]:
     """What a choice may look like that somebody means by a value: they may write 1e-3 for 0.001,
     or a string with or without its quotes."""

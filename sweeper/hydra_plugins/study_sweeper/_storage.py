@@ -8,8 +8,14 @@ grpc://host:13000               Optuna's proxy
 """
 
 import contextlib
+import errno
+import fcntl
+import glob
+import json
 import os
+import sqlite3
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,9 +30,13 @@ from optuna.storages import BaseStorage, RDBStorage
 from hydra_plugins.study_sweeper._errors import BadSearch
 
 FILE = "study.db"
+BESIDE = ("-wal", "-shm", "-journal")  # what SQLite has beside its file
 # How long a database that another process holds is waited for.
 LOCKED_S = 20
 _TRIES = 5  # to make the tables, while others make them
+_NO_JOURNAL = ("Invalid log format.", "Should not reach.")
+_LOCAL = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "ramfs", "overlay", "jfs",
+          "reiserfs", "bcachefs")  # fmt: skip
 
 
 def address(storage: Any, sweep_dir: Path) -> str | DictConfig:
@@ -58,7 +68,8 @@ def in_words(storage: "str | DictConfig") -> str:
 def file_of(storage: "str | DictConfig") -> Path | None:
     """The file of a storage that is one."""
     for scheme in ("sqlite:///", "journal:///"):
-        if isinstance(storage, str) and storage.startswith(scheme):
+        is_one = isinstance(storage, str) and ":memory:" not in storage
+        if is_one and storage.startswith(scheme):
             return Path(storage.removeprefix(scheme).partition("?")[0])
     return None
 
@@ -93,27 +104,48 @@ def explained(storage: "str | DictConfig") -> Iterator[None]:
     """What a storage raises, in a sentence that says what to do."""
     try:
         yield
-    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        text = _first_line(getattr(error, "orig", None) or error.__cause__ or error)
+    except Exception as error:
+        text = _problem(error, storage)
+        if text is None:
+            raise
         raise BadSearch(
             f"hydra.sweeper.storage={in_words(storage)} cannot be used: {text}. "
             f"{_advice(text, storage)}"
         ) from error
 
 
+def _problem(error: Exception, storage: "str | DictConfig") -> str | None:
+    """What is the matter with the storage; None: the error is of something else."""
+    if isinstance(error, optuna.exceptions.StorageInternalError) and error.__cause__ is not None:
+        return _first_line(getattr(error.__cause__, "orig", None) or error.__cause__)
+    if isinstance(error, (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error)):
+        return _first_line(getattr(error, "orig", None) or error)
+    if isinstance(error, optuna.exceptions.StorageInternalError):
+        return _first_line(error)
+    if type(error).__module__.partition(".")[0] == "grpc":
+        details = getattr(error, "details", None)
+        return str(details() if callable(details) else error)
+    if isinstance(storage, str) and storage.startswith("journal:"):
+        if isinstance(error, json.JSONDecodeError) or str(error) in _NO_JOURNAL:
+            return "it is not a journal of Optuna's, or corrupt"
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            return _first_line(error)
+    return None
+
+
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [repr(error)])[0]
+    return (str(error).strip().splitlines() or [repr(error)])[0].rstrip(".")
 
 
 def _advice(text: str, storage: "str | DictConfig") -> str:
     if "locked" in text:
-        return f"Another process has held it for {LOCKED_S} s; try again when it is done."
+        return "Another process has held it for long; try again when it is done."
     if "malformed" in text or "not a database" in text or "corrupt" in text:
         return (
             "It is damaged. Move it away and give the same command: what the sweep's folder knows "
             "of the trials is put into a new one."
         )
-    if "readonly" in text or "unable to open" in text or "disk" in text:
+    if "readonly" in text or "unable to open" in text or "disk" in text or "space left" in text:
         path = file_of(storage)
         return f"See that {path.parent if path else 'it'} can be written and has room."
     return "The jobs' own results are untouched."
@@ -134,7 +166,9 @@ def _opened(storage: "str | DictConfig", path: Path | None) -> BaseStorage:
         return _proxy(storage)
     if path is not None:
         return _sqlite(storage, path)
-    return _patiently(lambda: RDBStorage(_with_driver(storage)))
+    # A connection that a server has closed meanwhile is opened again.
+    options = {"pool_pre_ping": True}
+    return _patiently(lambda: RDBStorage(_with_driver(storage), engine_kwargs=options))
 
 
 def _proxy(storage: str) -> BaseStorage:
@@ -147,33 +181,89 @@ def _proxy(storage: str) -> BaseStorage:
 
 
 def _sqlite(storage: str, path: Path) -> BaseStorage:
-    """A file is made whole aside, then put in place: a process that is killed while it makes the
-    tables leaves none that is half made, and of two the later one finds it there."""
-    options = {"connect_args": {"timeout": LOCKED_S}}
+    options = {} if "timeout=" in storage else {"connect_args": {"timeout": LOCKED_S}}
+    is_local = _is_local(path.parent)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        part.unlink(missing_ok=True)
-        try:
-            made = RDBStorage(f"sqlite:///{part}", engine_kwargs=options)
-            made.remove_session()
-            made.engine.dispose()
-            with contextlib.suppress(FileExistsError):
-                os.link(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        with _alone(path.parent) as is_alone:
+            if not path.exists():
+                _make(path, options, is_local, is_alone)
     found = RDBStorage(storage, engine_kwargs=options)
-    sqlalchemy.event.listen(found.engine, "connect", _relaxed)
-    found.engine.dispose()  # connections from before
+    if is_local:
+        sqlalchemy.event.listen(found.engine, "connect", _relaxed)
+        found.engine.dispose()  # connections from before
     return found
+
+
+def _make(path: Path, options: dict[str, Any], is_local: bool, is_alone: bool) -> None:
+    """A file is made whole aside, then put in place: a process that is killed while it makes the
+    tables leaves none that is half made, and of two the later one finds it there."""
+    if is_alone:
+        for (
+            suffix
+        ) in BESIDE:  # of one that was moved away: SQLite would take them for the new one's
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        for litter in path.parent.glob(f".{glob.escape(path.name)}.*.part*"):
+            litter.unlink(missing_ok=True)
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        made = RDBStorage(f"sqlite:///{part}", engine_kwargs=options)
+        if is_local:
+            with made.engine.connect() as connection:
+                connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+        closed(made)
+        try:
+            os.link(part, path)
+        except FileExistsError:
+            pass
+        except OSError:  # not every file system has links
+            if not path.exists():
+                os.rename(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[bool]:
+    """No other process on this machine makes a storage there; False: that cannot be had."""
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            is_alone = True
+        except OSError:
+            is_alone = False
+        yield is_alone
+    finally:
+        os.close(file)
 
 
 def _relaxed(connection: Any, record: Any) -> None:
     """A write need not wait for the disk: a crash of the machine may cost the last ones, which the
     sweep's folder tells of, and no more than these."""
     with contextlib.closing(connection.cursor()) as cursor:
-        cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute("PRAGMA synchronous=NORMAL")
+        # One that was made otherwise, and is in use, stays so.
+        with contextlib.suppress(sqlite3.OperationalError):
+            cursor.execute("PRAGMA journal_mode=WAL")
+        mode = cursor.execute("PRAGMA journal_mode").fetchone()[0]
+        if mode == "wal":
+            cursor.execute("PRAGMA synchronous=NORMAL")
+
+
+def _is_local(folder: Path) -> bool:
+    """Whether other machines cannot see the same files: they would not see the memory that
+    processes share over a write-ahead log, and spoil the database."""
+    while not folder.exists():
+        folder = folder.parent
+    place = f"{folder.resolve()}/"
+    best, kind = "", ""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines():
+            _, mount, own_kind, *_ = line.split(" ")
+            mount = mount.encode().decode("unicode_escape").rstrip("/") + "/"
+            if place.startswith(mount) and len(mount) >= len(best):
+                best, kind = mount, own_kind
+    return kind in _LOCAL
 
 
 def closed(storage: BaseStorage) -> None:

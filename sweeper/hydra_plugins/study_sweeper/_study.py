@@ -5,9 +5,11 @@ of several drivers. A trial whose driver has died waits again, as itself: with i
 point, so nothing is lost and nothing doubled.
 """
 
+import contextlib
 import logging
 import random
 import re
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -19,6 +21,7 @@ from optuna.distributions import json_to_distribution as from_json
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from hydra_plugins.study_sweeper._claims import set_back, take
 from hydra_plugins.study_sweeper._errors import BadSearch
 from hydra_plugins.study_sweeper._presence import Presence
 from hydra_plugins.study_sweeper._report import trial_of
@@ -31,18 +34,22 @@ DRIVER = "driver"  # who runs it
 DEATHS = "deaths"  # how many drivers have died while they ran it
 SAME_AS = "same_as"  # the number of an earlier trial with the same point
 SURPLUS = "surplus"  # one more than was asked for
+ONE_TOO_MANY = "one more than was asked for, of several drivers"  # its reason
 REASON = "reason"  # why it failed
 FOLDER = "folder"  # where its first job ran, from the sweep's folder
 VALUES = "values"  # of its jobs, where there are several
 
-MAX_DEATHS = 5
+# A trial that takes its driver with it is given up in the end; one that was merely there when its
+# driver was killed is not. It may be that many times: drivers are killed for all sorts of reasons.
+MAX_DEATHS = 20
 # A trial that nobody has put his name to is being asked for, or its driver died at that moment.
 ASKING_S = 60.0
+LOOK_S = 1.0
 
 # In an infinite space: a sampler that proposes nothing new so often has nothing left to propose.
 MAX_REPEATED = 100
 
-_SPACE, _FIXED = "space", "fixed"  # attributes of the study
+_SPACE, _FIXED, _RESTORING = "space", "fixed", "restoring"  # attributes of the study
 
 
 def created(
@@ -165,21 +172,23 @@ class Trials:
         It is one of those that wait, if any do.
         """
         while self._every is None or not self.is_exhausted(self.all):
-            trial = self._study.ask()
-            trial.set_user_attr(DRIVER, self._presence.name)
-            others = [one for one in self.all if one.number != trial.number and counts(one)]
-            if self._is_surplus(trial, others):
-                self._close(trial, SURPLUS, True)
-                return None
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                point = self._space.suggested(trial)
-            if self._custom is not None:
-                point |= self._custom(trial, point)
-            same = self._same(trial, point, others)
-            if same is None:
-                return trial, point
-            self._take_over(trial, same)
+            trial = self._next()
+            try:
+                others = self._others(trial)
+                if self._is_surplus(trial, others):
+                    self._close(trial, SURPLUS, True)
+                    return None
+                point = self._suggested(trial)
+                if self._every is not None:  # one who asked at the same time may have this point
+                    others = self._others(trial)
+                same = self._same(trial, point, others)
+                if same is None:
+                    return trial, point
+                self._take_over(trial, same)
+            except BaseException:
+                with contextlib.suppress(Exception):  # the storage may be what has failed
+                    self.give_back(trial.number)
+                raise
             if self._every is None and self._num_repeated() > MAX_REPEATED:
                 return None
             left = self._left(others)
@@ -188,10 +197,21 @@ class Trials:
                 self._study.enqueue_trial(chosen)
         return None
 
+    def is_own(self, number: int) -> bool:
+        """Whether a trial that was asked for here is this driver's still. Of one that was silent
+        for long, others may have thought that it is dead."""
+        storage, trial_id = self._study._storage, trial_of(self._study, number)._trial_id
+        if storage.get_trial(trial_id).state == TrialState.WAITING:
+            take(storage, trial_id, {DRIVER: self._presence.name})
+        known = storage.get_trial(trial_id)
+        is_named = known.user_attrs.get(DRIVER) == self._presence.name
+        return is_named and known.state == TrialState.RUNNING
+
     def give_back(self, number: int) -> None:
         """A trial that will not be run to its end here waits for whoever goes on."""
         trial_id = trial_of(self._study, number)._trial_id
-        self._study._storage.set_trial_state_values(trial_id, TrialState.WAITING)
+        expected = {DRIVER: self._presence.name}
+        set_back(self._study._storage, trial_id, TrialState.WAITING, expected, {})
 
     def reclaim(self) -> list[int]:
         """Let trials wait again whose drivers have died; their numbers."""
@@ -199,24 +219,76 @@ class Trials:
         for trial in self.all:
             if trial.state != TrialState.RUNNING or not self._is_orphan(trial):
                 continue
-            # Another driver may have been here a moment ago.
-            now = self._study._storage.get_trial(trial._trial_id)
-            is_same = now.user_attrs.get(DRIVER) == trial.user_attrs.get(DRIVER)
-            if now.state != TrialState.RUNNING or not is_same:
-                continue
-            deaths = int(now.user_attrs.get(DEATHS, 0)) + 1
-            storage = self._study._storage
-            storage.set_trial_user_attr(trial._trial_id, DEATHS, deaths)
+            expected = {key: trial.user_attrs.get(key) for key in (DRIVER, DEATHS)}
+            deaths = int(expected[DEATHS] or 0) + 1
+            state, attrs = TrialState.WAITING, dict[str, Any]({DEATHS: deaths})
             if deaths >= MAX_DEATHS:
                 reason = f"the search died {deaths} times while it ran"
-                storage.set_trial_user_attr(trial._trial_id, REASON, reason)
-                storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-            else:
-                storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
-            found.append(trial.number)
+                log.warning("trial %d failed: %s", trial.number, reason)
+                state, attrs = TrialState.FAIL, {**attrs, REASON: reason}
+            is_done = set_back(self._study._storage, trial._trial_id, state, expected, attrs)
+            if is_done and state == TrialState.WAITING:
+                found.append(trial.number)
+        return found
+
+    def reclaim_in_time(self) -> list[int]:
+        """The same, once it is known of every trial that runs elsewhere whether anybody runs it:
+        a driver on another machine is alive if it says another word, dead if it is silent."""
+        heard: dict[str, Any] = {}
+        is_said = False
+        while not (found := self.reclaim()):
+            running = [trial for trial in self.all if trial.state == TrialState.RUNNING]
+            doubtful = [str(trial.number) for trial in running if self._is_doubtful(trial, heard)]
+            if not doubtful:
+                return []
+            if not is_said:
+                is_said = True
+                log.info(
+                    "trials %s run elsewhere, or did: waiting for a sign of life of their driver",
+                    ", ".join(doubtful),
+                )
+            time.sleep(LOOK_S)
         return found
 
     # --- inside ------------------------------------------------------------------------------
+
+    def _next(self) -> Trial:
+        """A trial of this driver, without a point unless it had waited.
+
+        As `Study.ask`, but that nobody else can be given the same one, nor find it without a name.
+        """
+        study, own = self._study, {DRIVER: self._presence.name}
+        study._thread_local.cached_all_trials = None
+        for one in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            if take(study._storage, one._trial_id, own):
+                return Trial(study, one._trial_id)
+        begun = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs=own)
+        return Trial(study, study._storage.create_new_trial(study._study_id, begun))
+
+    def _others(self, trial: Trial) -> list[FrozenTrial]:
+        return [one for one in self.all if one.number != trial.number and counts(one)]
+
+    def _suggested(self, trial: Trial) -> Point:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            point = self._space.suggested(trial)
+        if self._custom is not None:
+            point |= self._custom(trial, point)
+        return point
+
+    def _is_doubtful(self, trial: FrozenTrial, heard: dict[str, Any]) -> bool:
+        """Whether it cannot be told yet if somebody runs it.
+
+        Args:
+            heard: the first word of each driver, which is added.
+        """
+        driver = trial.user_attrs.get(DRIVER)
+        if driver is None:
+            return self._presence.has_company()
+        if self._presence.is_certain(driver):
+            return False
+        word = self._presence.word(driver)
+        return bool(heard.setdefault(driver, word) == word)
 
     def _is_orphan(self, trial: FrozenTrial) -> bool:
         driver = trial.user_attrs.get(DRIVER)
@@ -224,12 +296,14 @@ class Trials:
             return not self._presence.is_alive(str(driver))
         if not self._presence.has_company():
             return True
-        return trial.duration is None and _age_s(trial) > ASKING_S
+        return _age_s(trial) > ASKING_S
 
     def _is_surplus(self, trial: Trial, others: Sequence[FrozenTrial]) -> bool:
         """Of several drivers that ask at once, the later ones may get one too many."""
-        before = sum(1 for one in others if one.number < trial.number and is_taken(one))
-        return self._total is not None and before >= self._total
+        # One that waits and had begun is about to go on, whatever waits besides may never begin.
+        before = [one for one in others if one.number < trial.number]
+        count = sum(1 for one in before if is_taken(one) or DRIVER in one.user_attrs)
+        return self._total is not None and count >= self._total
 
     def _same(
         self, trial: Trial, point: Point, others: Sequence[FrozenTrial]
@@ -238,7 +312,8 @@ class Trials:
         own = identity(point)
         for other in others:
             is_first = other.state.is_finished() or other.number < trial.number
-            if is_first and other.params and identity(self._rounded(other)) == own:
+            params = self._rounded(other) or other.system_attrs.get("fixed_params")
+            if is_first and params and identity(params) == own:
                 return other
         return None
 
@@ -259,6 +334,8 @@ class Trials:
             self._close(trial, SAME_AS, same.number)
 
     def _close(self, trial: Trial, attribute: str, value: Any) -> None:
+        if attribute == SURPLUS:
+            trial.set_user_attr(REASON, ONE_TOO_MANY)
         trial.set_user_attr(attribute, value)
         self._study.tell(trial.number, state=TrialState.FAIL)
 
@@ -299,7 +376,7 @@ def is_taken(trial: FrozenTrial) -> bool:
 
 def _age_s(trial: FrozenTrial) -> float:
     began = trial.datetime_start
-    return (datetime.now() - began).total_seconds() if began else 0.0
+    return (datetime.now(began.tzinfo) - began).total_seconds() if began else 0.0
 
 
 def enqueue(study: optuna.Study, points: Sequence[Mapping[str, Any]]) -> int:
@@ -318,33 +395,62 @@ def enqueue(study: optuna.Study, points: Sequence[Mapping[str, Any]]) -> int:
 
 
 def restored(study: optuna.Study, space: Space, trials: Sequence[Mapping[str, Any]]) -> int:
-    """Put trials that a sweep's folder tells of into a new study; how many.
+    """Put trials that a sweep's folder tells of into a study, under the numbers that they had, by
+    which their folders are called; how many.
+
+    What cannot be put there leaves its number empty. One that was killed over this goes on.
 
     Args:
         trials: as `_results.read` gives them.
     """
-    distributions = {param.name: param.distribution for param in space.params}
-    states = {"completed": TrialState.COMPLETE, "pruned": TrialState.PRUNED,
-              "failed": TrialState.FAIL}  # fmt: skip
+    study.set_user_attr(_RESTORING, True)
     count = 0
-    for trial in trials:
-        state = states.get(str(trial["state"]))
-        params = dict(trial["params"])
-        if not set(params) <= set(distributions) or not params:
-            continue
-        if state is None:  # it ran, or waited
-            study.enqueue_trial(params)
-            continue
-        attrs = {key: trial[key] for key in (REASON, FOLDER, SAME_AS) if trial.get(key) is not None}
-        study.add_trial(
-            optuna.trial.create_trial(
-                state=state,
-                params=params,
-                distributions={key: distributions[key] for key in params},
-                values=trial["values"] if state == TrialState.COMPLETE else None,
-                intermediate_values={int(k): v for k, v in (trial.get("steps") or {}).items()},
-                user_attrs=attrs,
-            )
-        )
-        count += 1
+    for told in trials[len(study.get_trials(deepcopy=False)) :]:
+        state = _STATES.get(str(told["state"]))
+        params = dict(told["params"])
+        try:
+            if state is None and params:  # it ran, or waited
+                study.enqueue_trial(space.checked(params, ""))
+                continue
+            study.add_trial(_trial(told, state, params, space))
+            count += 1
+        except (BadSearch, ValueError, KeyError, TypeError):
+            empty = {SURPLUS: True, REASON: "its number was another trial's"}
+            study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL, user_attrs=empty))
+    study.set_user_attr(_RESTORING, False)
     return count
+
+
+def is_half_restored(study: optuna.Study) -> bool:
+    """Whether one who put trials into a study was killed over it."""
+    return bool(study.user_attrs.get(_RESTORING))
+
+
+_STATES = {
+    "completed": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+}
+
+
+def _trial(
+    told: Mapping[str, Any], state: TrialState | None, params: dict[str, Any], space: Space
+) -> FrozenTrial:
+    """
+    Raises:
+        ValueError, KeyError: it is not of this space, or never had a point.
+    """
+    distributions = {param.name: param.distribution for param in space.params}
+    if state is None or not params:
+        raise ValueError("it never had a point")
+    attrs = {key: told[key] for key in (REASON, FOLDER, SAME_AS) if told.get(key) is not None}
+    if attrs.get(REASON) == ONE_TOO_MANY:
+        attrs[SURPLUS] = True
+    return optuna.trial.create_trial(
+        state=state,
+        params=params,
+        distributions={key: distributions[key] for key in params},
+        values=told["values"] if state == TrialState.COMPLETE else None,
+        intermediate_values={int(k): v for k, v in (told.get("steps") or {}).items()},
+        user_attrs=attrs,
+    )

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,31 +123,58 @@ def run(
     pruner = _samplers.pruner(settings.pruner)
     with _storage.explained(address):
         study, is_new = _study.created(name, storage, asked.directions, pruner)
-    search, results, is_void = None, None, False
+    presence, search, write, is_void = None, None, None, False
     try:
         with _storage.explained(address):
-            search = _prepared(asked, space, custom, study, is_new, folder, points)
+            _study.check_same(study, space, settings.get("bookkeeping") or ())
+            presence = Presence(study)
+            search = _prepared(asked, space, custom, study, is_new, folder, points, presence)
         results = _results.Results(
             folder, study, space, storage=_storage.in_words(address), names=asked.names,
             n_trials=asked.budget.n_trials, sampler=_name(study.sampler), is_group=is_group,
+            choices=OmegaConf.select(config, "hydra.runtime.choices") or (),
             bookkeeping=settings.get("bookkeeping") or (),
         )  # fmt: skip
-        search.told = results.write
+        write = _quietly(results.write)
+        search.told = write
         _launched(search, launcher, settings, config, address)
     except Exception:
-        is_void = is_new and not _has_begun(study)
+        is_void = is_new and not _has_begun(study) and not (search and search.has_company())
         raise
     finally:
         if search is not None:
             search.close()
+        elif presence is not None:
+            presence.close()
         if is_void:
             traces.remove(study)
-        elif results is not None:
-            results.write(search.stopped if search else None, is_due=True)
+        elif search is not None and write is not None:
+            write(search.stopped, is_due=True)
     try:
-        _ended(search, results)
+        with _storage.explained(address):
+            _ended(search, results)
+    except OSError as error:
+        raise SearchFailed(
+            f"The search has ended, and its results cannot be written: {error}. See that there is "
+            "room, and give the same command."
+        ) from error
     finally:
         _storage.closed(storage)
+
+
+def _quietly(write: Callable[..., object]) -> Callable[..., None]:
+    """The study has each trial, files are for people: without them the search goes on."""
+    said = set[str]()
+
+    def quiet(*args: Any, **kwargs: Any) -> None:
+        try:
+            write(*args, **kwargs)
+        except Exception as error:
+            if (text := f"{_results.SEARCH} cannot be written: {error}") not in said:
+                said.add(text)
+                log.warning("%s", text)
+
+    return quiet
 
 
 def _prepared(
@@ -157,30 +185,34 @@ def _prepared(
     is_new: bool,
     folder: Path,
     points: Sequence[Any],
+    presence: Presence,
 ) -> Search:
     settings, budget = asked.settings, asked.budget
-    _study.check_same(study, space, settings.get("bookkeeping") or ())
-    if is_new and (known := _results.read(folder)):
+    known = _results.read(folder)
+    if known and (is_new or (_study.is_half_restored(study) and not presence.has_company())):
         count = _study.restored(study, space, known)
         log.warning("The study is new; %d trials are taken over from %s.", count, folder)
     num_queued = _study.enqueue(study, points)
     if num_queued:
         log.info("%d points to begin with", num_queued)
     seed = settings.sampler.get("seed")
-    presence = Presence(study)
     trials = _study.Trials(study, space, presence, budget.n_trials, seed, custom)
     waiting = trials.reclaim()
     if waiting:
         log.info("trials %s had not ended: they are run again", ", ".join(map(str, waiting)))
+    # What was only put into the queue has not been proposed.
+    num_trials = len(trials.all) - num_queued
     study.sampler = _samplers.sampler(
-        settings.sampler, num_trials=len(trials.all), is_conditional=space.is_conditional()
+        settings.sampler, num_trials=num_trials, is_conditional=space.is_conditional()
     )
     if not is_new:
         _say_state(trials, budget)
     return Search(
         study, trials, space, budget, together=settings.get("together") or 1,
         replicates=settings.get("replicates") or 1, replicate_key=settings.replicate_key,
-        in_turn=_name(study.pruner) == "WilcoxonPruner", presence=presence, sweep_dir=folder,
+        in_turn=_name(study.pruner) == "WilcoxonPruner" and len(study.directions) == 1,
+        presence=presence, sweep_dir=folder,
+        names=[str(name) for name in settings.get("objectives") or ()],
     )  # fmt: skip
 
 
@@ -208,10 +240,10 @@ def _ended(search: Search, results: _results.Results) -> None:
     for trial in best[:10]:
         log.info("best: trial %d, %s", trial.number, shown(trial.values))
     if len(best) == 1:
-        log.info("  %s", " ".join(results.command(best[0])))
-    if search.problem is not None:
-        raise SearchFailed("\n".join([f"The search was stopped: {search.problem}.",
-                                      *search.failures()]))  # fmt: skip
+        log.info("  %s", shlex.join(results.command(best[0])))
+    problem = search.problem or search.too_many_failures()
+    if problem is not None:
+        raise SearchFailed("\n".join([f"The search has failed: {problem}.", *search.failures()]))
 
 
 def _grid(space: Space, n_trials: int | None) -> list[Any]:
@@ -227,7 +259,7 @@ def _grid(space: Space, n_trials: int | None) -> list[Any]:
             "The grid has %d points, hydra.sweeper.n_trials is %d: the first %d are run.",
             len(found), n_trials, n_trials,
         )  # fmt: skip
-    return found
+    return found if n_trials is None else found[:n_trials]
 
 
 def _say_what(asked: Asked, space: Space, points: Sequence[Any], address: Any, name: str) -> None:
@@ -292,10 +324,11 @@ class _Traces:
     def remove(self, study: optuna.Study) -> None:
         """It is as if nothing had been asked for."""
         optuna.delete_study(study_name=study.study_name, storage=study._storage)
+        is_empty = not optuna.study.get_all_study_names(study._storage)
         _storage.closed(study._storage)
-        if self._path is not None:
-            for file in self._path.parent.glob(f"{self._path.name}*"):  # SQLite's own beside it
-                file.unlink(missing_ok=True)
+        if self._path is not None and is_empty:
+            for suffix in ("", *_storage.BESIDE):
+                self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
         for folder in self._folders:
             with contextlib.suppress(OSError):  # somebody else has put something there
                 folder.rmdir()

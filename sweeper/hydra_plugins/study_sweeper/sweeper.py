@@ -58,7 +58,7 @@ class StudySweeper(Sweeper):
             _mapping(settings, "conditions"),
             OverridesParser.create(config_loader=context.config_loader),
         )
-        custom = _custom(settings.get("custom_search_space"), config)
+        custom = _custom(settings.get("custom_search_space"), config, space.fixed)
         if not space.params and custom is None:
             raise BadSearch(
                 "There is nothing to search: give a key a range, such as "
@@ -130,7 +130,9 @@ def _is_in(space: Any, param: Any, point: Mapping[str, Any]) -> bool:
     )
 
 
-def _custom(path: str | None, config: DictConfig) -> Callable[..., dict[str, Any]] | None:
+def _custom(
+    path: str | None, config: DictConfig, fixed: Sequence[str]
+) -> Callable[..., dict[str, Any]] | None:
     """The application's own part of the space."""
     if path is None:
         return None
@@ -140,9 +142,17 @@ def _custom(path: str | None, config: DictConfig) -> Callable[..., dict[str, Any
         raise BadSearch(
             f"hydra.sweeper.custom_search_space={path}: there is no such function."
         ) from error
+    known = {line.lstrip("+").partition("=")[0]: line for line in fixed}
 
     def suggested(trial: Any, point: Mapping[str, Any]) -> dict[str, Any]:
         function(config, trial)
-        return {key: value for key, value in trial.params.items() if key not in point}
+        found = {key: value for key, value in trial.params.items() if key not in point}
+        for key in found:
+            if key.lstrip("+") in known:
+                raise BadSearch(
+                    f"hydra.sweeper.custom_search_space={path} suggests {key}, which is fixed: "
+                    f"{known[key.lstrip('+')]}."
+                )
+        return found
 
     return suggested
