@@ -10,7 +10,8 @@
                   pip install --target FOLDER --no-deps hydra-core==1.4.0rc3 omegaconf==2.4.1rc1 \
                       hydra-optuna-sweeper==1.4.0rc3 hydra-joblib-launcher==1.4.0rc3 joblib
     pruning   the demo's pictures, head only, random learning rates: the same trials without a
-              pruner and with the median pruner; epochs run, and whether the same trial wins
+              pruner and with the median pruner; epochs run, and whether the same trial wins. By
+              the validation loss: of 98 pictures, the accuracy has many ties
     rates     40 learning rates of the demo's head by TPE, as a whole process, once the trunk is
               there
 """
@@ -140,7 +141,7 @@ def _searched(home: Path, seed: int, trials: int, pruner: str) -> dict[str, Any]
     name = f"{pruner}_{seed}"
     _graft(
         home, f"sweep.name={name}", "strategy=head_only", f"hydra.sweeper.n_trials={trials}",
-        "hydra/sweeper/sampler=random", f"hydra.sweeper.sampler.seed={seed}",
+        "hydra/sweeper/sampler=random", f"hydra.sweeper.sampler.seed={seed}", "metric=val_loss",
         f"hydra/sweeper/pruner={pruner}",
     )  # fmt: skip
     found: dict[str, Any] = json.loads((home / "outputs" / name / "search.json").read_text())

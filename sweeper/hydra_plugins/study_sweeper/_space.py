@@ -476,7 +476,7 @@ def _conditions(
                 f"hydra.sweeper.conditions: {key} is not searched. "
                 f"Searched: {', '.join(known) or 'nothing'}."
             )
-        for text in asked if isinstance(asked, (list, tuple)) else [asked]:
+        for text in _condition_texts(asked):
             if text is None or name not in known:
                 continue
             other, wanted = _condition(text, where, known)
@@ -490,6 +490,14 @@ def _conditions(
     while more := {name for name, when in found.items() if never & set(when)} - never:
         never |= more
     return [param for param in params if param.name not in never], found
+
+
+def _condition_texts(asked: Any) -> list[Any]:
+    """{strategy: fine_tune} is "strategy=fine_tune", which a command line would have to quote."""
+    if isinstance(asked, Mapping):
+        several = {k: v if isinstance(v, (list, tuple)) else [v] for k, v in asked.items()}
+        return [f"{k}={','.join(map(written, values))}" for k, values in several.items()]
+    return list(asked) if isinstance(asked, (list, tuple)) else [asked]
 
 
 def _condition(text: Any, where: str, known: Mapping[str, Any]) -> tuple[str, frozenset[str]]:

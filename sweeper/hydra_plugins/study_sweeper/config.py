@@ -188,8 +188,9 @@ class SearchConf:
 
     # The space: key -> as on the command line, where more can be given.
     params: dict[str, Any] | None = field(default_factory=dict)
-    # key -> "other=value" or a list of them: the key is part of a point only where that holds.
-    conditions: dict[str, Any] | None = field(default_factory=dict)
+    # key -> {other: value or values}, or "other=value": the key is part of a point only where all of
+    # that holds.
+    conditions: Any = None
     # Dotted path of a function (cfg, trial) that suggests more, as in the official plugin.
     custom_search_space: str | None = None
     # Points to begin with: overrides with their values ("lr=1e-3,1e-2 model=a"), a YAML file of
