@@ -51,7 +51,7 @@ PREDICTIONS, EXAMPLES = "predictions.parquet", "examples.parquet"
 CHECKPOINT, ENVIRONMENT, LOG = "model.safetensors", "environment.json", "train.log"
 RESUME, LOCK = "resume", ".lock"
 SWEEP, RESULTS, REPORT = "sweep.json", "results.csv", "report.html"
-SEARCH, FIGURES = "search.json", "figures"
+SEARCH, BEST, FIGURES = "search.json", "experiment/best.yaml", "figures"
 
 # A run ends in one of these. "running" is what a killed run leaves behind.
 STATUSES = ("running", "completed", "pruned", "failed", "timed_out", "diverged", "skipped")

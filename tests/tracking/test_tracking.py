@@ -69,12 +69,17 @@ def test_the_files_of_the_record_are_artifacts(lab: Any) -> None:
     assert lab.seen().files(run, "figures") == {"figures/curves.svg"}
 
 
-def test_figures_of_a_search_are_artifacts_of_the_parent(lab: Any) -> None:
+def test_what_a_search_leaves_are_artifacts_of_the_parent(lab: Any) -> None:
     (lab.folder / "figures").mkdir(parents=True)
+    (lab.folder / "experiment").mkdir()
+    (lab.folder / "experiment" / "best.yaml").write_text("epochs: 3")
+    (lab.folder / "search.json").write_text("{}")
     (lab.folder / "figures" / "search_history.png").write_bytes(b"png")
     lab.train_all()
     seen = lab.seen()
-    assert seen.files(seen.parent) == {"report.html", "results.csv", "figures"}
+    assert seen.files(seen.parent) == {
+        "report.html", "results.csv", "search.json", "best.yaml", "figures",
+    }  # fmt: skip
     assert seen.files(seen.parent, "figures") == {"figures/search_history.png"}
 
 

@@ -111,7 +111,7 @@ class SweepTracking:
         Returns the link to the view, or None where MLflow could not be reached.
         """
         found = [path for path in (report, results) if path is not None and path.is_file()]
-        found += upload.figures(self.folder)
+        found += upload.search_files(self.folder) + upload.figures(self.folder)
         letters = self._letters(records)
         sent = [path for record in records for path in upload.files(record)]
         wait_s = FINISH_S + 2 * len(letters) + upload_s(sent + found)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from graft.record import (
+    BEST,
     CHECKPOINT,
     CONFIG,
     ENVIRONMENT,
@@ -20,6 +21,7 @@ from graft.record import (
     LOG,
     PREDICTIONS,
     RUN,
+    SEARCH,
     Record,
 )
 from graft.tracking import view
@@ -189,6 +191,11 @@ def files(record: Record | None) -> list[Path]:
         return []
     found = [path for name in _FILES if (path := record.path / name).is_file()]
     return found + figures(record.path)
+
+
+def search_files(folder: Path) -> list[Path]:
+    """What a search leaves in a sweep's folder."""
+    return [path for name in (SEARCH, BEST) if (path := folder / name).is_file()]
 
 
 def figures(folder: Path) -> list[Path]:
