@@ -6,6 +6,7 @@ theirs: whoever reports a step last, asks; the others hear of it with their next
 
 import logging
 import statistics
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 
 # Attributes of a trial.
 PRUNED = "pruned"  # {"step":, "reason":}
+# How long a job leaves a study alone that has failed: to find out may take it as long as a lock.
+LOST_S = 60.0
 _OF_STEP = "job {job} at {step}"
 
 
@@ -59,17 +62,17 @@ class Handle:
         self._study = study
         self._number, self._job = divmod(num, replicates)
         self._replicates = replicates
-        self._is_lost = False
+        self._lost_until = 0.0
 
     def report(self, step: int, value: float) -> str | None:
         """Say how good it is at a step; why it should stop, or None."""
-        if self._is_lost or value != value:
+        if value != value or time.monotonic() < self._lost_until:
             return None
         try:
             return self._reported(float(value), int(step))
         except Exception as error:  # it costs time, never the job
-            self._is_lost = True
-            log.warning("The search's study has failed, this job is not pruned: %s", error)
+            self._lost_until = time.monotonic() + LOST_S
+            log.warning("The search's study has failed, nothing is pruned for now: %s", error)
             return None
 
     def has_completed(self) -> None:

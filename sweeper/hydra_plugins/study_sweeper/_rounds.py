@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 
 def run(search: Search, launcher: Launcher, n_jobs: int) -> None:
     """Batches of `n_jobs` trials, one after the other."""
+    search.together = 1  # they do not train together what is asked for at once
     while jobs := search.more(n_jobs):
         while jobs:
             first = jobs[0][0]

@@ -25,6 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hydra_plugins.study_sweeper._presence import Presence
 from hydra_plugins.study_sweeper._report import PRUNED, trial_of
 from hydra_plugins.study_sweeper._space import Point, Space, written
+from hydra_plugins.study_sweeper._storage import awaited
 from hydra_plugins.study_sweeper._study import (
     FOLDER,
     REASON,
@@ -102,7 +103,8 @@ class Search:
         names: Sequence[str] = (),
     ) -> None:
         self._study, self._trials, self._space, self._budget = study, trials, space, budget
-        self._together, self._replicates, self._key = together, replicates, replicate_key
+        self._replicates, self._key = replicates, replicate_key
+        self.together = together
         self._in_turn, self._presence, self._sweep_dir = in_turn, presence, sweep_dir
         self._objectives = names
         self.told: Callable[[], object] = lambda: None
@@ -126,13 +128,13 @@ class Search:
     def more(self, num_free: int) -> list[tuple[int, list[str], str]]:
         """Jobs for so many free slots."""
         jobs = self._continued(num_free) if self._in_turn else []
-        wanted = max(1, math.ceil(num_free * self._together / self._replicates))
+        wanted = max(1, math.ceil(num_free * self.together / self._replicates))
         if self._in_turn:
-            wanted = (num_free - len(jobs)) * self._together
+            wanted = (num_free - len(jobs)) * self.together
         if self._budget.n_jobs is not None:
             wanted = min(wanted, self._budget.n_jobs - len(self._open))
         for _ in range(wanted):
-            begun = self._begun()
+            begun = awaited(self._begun)
             if begun is None:
                 break
             jobs += self._jobs(begun, 1 if self._in_turn else self._replicates)
@@ -271,20 +273,23 @@ class Search:
         one = self._open[number]
         one.values[replicate] = _outcome(result, len(self._study.directions), self._objectives)
         one.folder = one.folder or _folder(result, self._sweep_dir)
-        if self._in_turn and one.left and not self._is_to_stop(one, replicate):
+        if self._in_turn and one.left and not awaited(lambda: self._is_to_stop(one, replicate)):
             return
         if len(one.values) + len(one.left) == self._replicates and (not one.left or self._in_turn):
+            awaited(lambda: self._settle(one))
             del self._open[number]
-            self._settle(one)
+            self._trials.forget(number)
             self.told()
 
     def _is_to_stop(self, one: _Open, replicate: int) -> bool:
         """Whether the next replicates of a trial are not worth it."""
         value = one.values[replicate]
-        if isinstance(value, BaseException) or not self._trials.is_own(one.number):
+        if isinstance(value, BaseException):
             return True
         trial = trial_of(self._study, one.number)
-        known = self._study._storage.get_trial(trial._trial_id)
+        known = self._trials.own(trial)
+        if known is None:
+            return True
         if replicate not in known.intermediate_values:  # of a driver that has died
             trial.report(value[0], replicate)
         if not trial.should_prune():
@@ -296,12 +301,10 @@ class Search:
     def _settle(self, one: _Open) -> None:
         """Tell the study how a trial ended."""
         trial = trial_of(self._study, one.number)
-        if not self._trials.is_own(one.number):
-            log.warning(
-                "trial %d: another driver has taken it over; what it gave there counts", one.number
-            )
+        known = self._trials.own(trial)
+        if known is None:
+            log.warning("trial %d is another driver's by now: its result there counts", one.number)
             return
-        known = self._study._storage.get_trial(trial._trial_id)
         if one.folder is not None:
             trial.set_user_attr(FOLDER, one.folder)
         errors = [value for value in one.values.values() if isinstance(value, BaseException)]
@@ -451,7 +454,7 @@ def _short(value: Any) -> str:
     try:
         text = repr(value)
     except Exception:  # of a whole number with thousands of digits, for one
-        text = f"a {type(value).__name__}"
+        text = f"one {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

@@ -12,35 +12,48 @@ import errno
 import fcntl
 import glob
 import json
+import logging
 import os
 import sqlite3
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy.exc
+from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from optuna.storages import BaseStorage, RDBStorage
 
 from hydra_plugins.study_sweeper._errors import BadSearch
 
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
 FILE = "study.db"
 BESIDE = ("-wal", "-shm", "-journal")  # what SQLite has beside its file
 # How long a database that another process holds is waited for.
 LOCKED_S = 20
+# How long a server that has gone away is waited for.
+AWAY_S = 60.0
 _TRIES = 5  # to make the tables, while others make them
 _NO_JOURNAL = ("Invalid log format.", "Should not reach.")
 _LOCAL = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "ramfs", "overlay", "jfs",
           "reiserfs", "bcachefs")  # fmt: skip
 
 
-def address(storage: Any, sweep_dir: Path) -> str | DictConfig:
-    """Of the study of a sweep: what `hydra.sweeper.storage` says."""
+def address(storage: Any, sweep_dir: Path, cwd: Path | None = None) -> str | DictConfig:
+    """Of the study of a sweep: what `hydra.sweeper.storage` says.
+
+    Args:
+        cwd: where the command was given; None: here.
+    """
     if storage is None:
         return f"sqlite:///{(sweep_dir / FILE).absolute()}"
     if isinstance(storage, DictConfig):
@@ -49,7 +62,7 @@ def address(storage: Any, sweep_dir: Path) -> str | DictConfig:
     for scheme in ("sqlite:///", "journal:///"):
         # Three slashes and a name: relative to where the command was given, which jobs may leave.
         if text.startswith(scheme) and ":memory:" not in text:
-            return scheme + str(Path(text.removeprefix(scheme)).absolute())
+            return scheme + str((cwd or Path()).absolute() / text.removeprefix(scheme))
     return text
 
 
@@ -57,12 +70,16 @@ def in_words(storage: "str | DictConfig") -> str:
     """The address without its password."""
     if isinstance(storage, DictConfig):
         return str(storage.get("_target_"))
-    if "@" not in storage:
-        return storage
-    try:
-        return sqlalchemy.engine.make_url(storage).render_as_string(hide_password=True)
-    except sqlalchemy.exc.ArgumentError:
-        return storage.rpartition("@")[2]
+    password = _password(storage)
+    return storage.replace(f":{password}@", ":***@") if password else storage
+
+
+def _password(storage: "str | DictConfig") -> str:
+    """What stands between the user's name and the last @; empty if there is none."""
+    if isinstance(storage, DictConfig):
+        return ""
+    whom = storage.partition("://")[2].rpartition("@")[0]
+    return whom.partition(":")[2]
 
 
 def file_of(storage: "str | DictConfig") -> Path | None:
@@ -87,13 +104,18 @@ def opened(storage: "str | DictConfig", *, is_new_allowed: bool = True) -> BaseS
     path = file_of(storage)
     if path is not None and not path.exists() and not is_new_allowed:
         raise FileNotFoundError(path)
+    if "@" in _password(storage):
+        raise BadSearch("hydra.sweeper.storage: an @ in a user's name or password is written %40.")
+    kinds = (ImportError, RuntimeError, AssertionError, ValueError, OSError, HydraException)
     try:
         with explained(storage):
             return _opened(storage, path)
     except BadSearch:
         raise
-    except (ImportError, RuntimeError, AssertionError, ValueError, OSError) as error:
+    except kinds as error:
         text = _first_line(error)
+        if password := _password(storage):
+            text = text.replace(password, "***")
         raise BadSearch(
             f"hydra.sweeper.storage={in_words(storage)} cannot be used: {text}."
         ) from error
@@ -105,7 +127,7 @@ def explained(storage: "str | DictConfig") -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        text = _problem(error, storage)
+        text = problem(error, storage)
         if text is None:
             raise
         raise BadSearch(
@@ -114,7 +136,39 @@ def explained(storage: "str | DictConfig") -> Iterator[None]:
         ) from error
 
 
-def _problem(error: Exception, storage: "str | DictConfig") -> str | None:
+def awaited(call: Callable[[], Result]) -> Result:
+    """What a call gives that asks the storage. A server that is started anew is waited for; a file
+    that another process has locked has been waited for already."""
+    until = None
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            if not _is_away(error) or (until is not None and time.monotonic() > until):
+                raise
+            if until is None:
+                log.warning("The study's storage is away; it is waited for, %g s at most.", AWAY_S)
+                until = time.monotonic() + AWAY_S
+            time.sleep(1)
+
+
+def _is_away(error: Exception) -> bool:
+    if type(error).__module__.partition(".")[0] == "grpc":
+        return "UNAVAILABLE" in str(error)
+    is_of_optuna = isinstance(error, optuna.exceptions.StorageInternalError)
+    cause = error.__cause__ if is_of_optuna else error
+    kinds = (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError)
+    return isinstance(cause, kinds) and not isinstance(cause.orig, sqlite3.Error)
+
+
+def problem(error: Exception, storage: "str | DictConfig") -> str | None:
+    """What is the matter with the storage; None: the error is of something else."""
+    text = _told(error, storage)
+    password = _password(storage)
+    return text.replace(password, "***") if text and password else text
+
+
+def _told(error: Exception, storage: "str | DictConfig") -> str | None:
     """What is the matter with the storage; None: the error is of something else."""
     if isinstance(error, optuna.exceptions.StorageInternalError) and error.__cause__ is not None:
         return _first_line(getattr(error.__cause__, "orig", None) or error.__cause__)
@@ -122,6 +176,8 @@ def _problem(error: Exception, storage: "str | DictConfig") -> str | None:
         return _first_line(getattr(error, "orig", None) or error)
     if isinstance(error, optuna.exceptions.StorageInternalError):
         return _first_line(error)
+    if isinstance(error, ImportError) and error.name == "grpc":
+        return "it needs the packages grpcio and protobuf (pip install grpcio protobuf)"
     if type(error).__module__.partition(".")[0] == "grpc":
         details = getattr(error, "details", None)
         return str(details() if callable(details) else error)
@@ -161,6 +217,7 @@ def _opened(storage: "str | DictConfig", path: Path | None) -> BaseStorage:
 
         assert path is not None
         path.parent.mkdir(parents=True, exist_ok=True)
+        _check_is_journal(path)
         return JournalStorage(JournalFileBackend(str(path)))
     if storage.startswith("grpc://"):
         return _proxy(storage)
@@ -171,11 +228,26 @@ def _opened(storage: "str | DictConfig", path: Path | None) -> BaseStorage:
     return _patiently(lambda: RDBStorage(_with_driver(storage), engine_kwargs=options))
 
 
+def _check_is_journal(path: Path) -> None:
+    """Optuna would append to whatever there is.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if path.exists():
+        with path.open("rb") as stream:
+            first = stream.readline(1_000_000)
+        if first and not first.startswith(b'{"op_code"'):
+            raise ValueError(_NO_JOURNAL[0])
+
+
 def _proxy(storage: str) -> BaseStorage:
     from optuna.storages import GrpcStorageProxy
 
     host, _, port = storage.removeprefix("grpc://").partition(":")
-    proxy = GrpcStorageProxy(host=host, port=int(port or 13000))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        proxy = GrpcStorageProxy(host=host, port=int(port or 13000))
     proxy.wait_server_ready(timeout=LOCKED_S)
     return proxy
 

@@ -150,6 +150,9 @@ class Trials:
         points = None if custom is not None else space.points()
         # Every point of a finite space, by its identity.
         self._every = None if points is None else {identity(point): point for point in points}
+        # Numbers of trials that were asked for here and have not ended. One that is none of them,
+        # though it has this driver's name, was asked for when the storage failed.
+        self._out: set[int] = set()
 
     @property
     def all(self) -> list[FrozenTrial]:
@@ -183,6 +186,7 @@ class Trials:
                     others = self._others(trial)
                 same = self._same(trial, point, others)
                 if same is None:
+                    self._out.add(trial.number)
                     return trial, point
                 self._take_over(trial, same)
             except BaseException:
@@ -197,18 +201,24 @@ class Trials:
                 self._study.enqueue_trial(chosen)
         return None
 
-    def is_own(self, number: int) -> bool:
-        """Whether a trial that was asked for here is this driver's still. Of one that was silent
-        for long, others may have thought that it is dead."""
-        storage, trial_id = self._study._storage, trial_of(self._study, number)._trial_id
-        if storage.get_trial(trial_id).state == TrialState.WAITING:
-            take(storage, trial_id, {DRIVER: self._presence.name})
-        known = storage.get_trial(trial_id)
-        is_named = known.user_attrs.get(DRIVER) == self._presence.name
-        return is_named and known.state == TrialState.RUNNING
+    def own(self, trial: Trial) -> FrozenTrial | None:
+        """A trial that was asked for here, as it is now; None: it is another driver's. Of one that
+        was silent for long, others may have thought that it is dead."""
+        storage, name = self._study._storage, self._presence.name
+        known = storage.get_trial(trial._trial_id)
+        is_back = known.state == TrialState.WAITING
+        if is_back and take(storage, trial._trial_id, {DRIVER: name}):
+            known = storage.get_trial(trial._trial_id)
+        is_own = known.state == TrialState.RUNNING and known.user_attrs.get(DRIVER) == name
+        return known if is_own else None
+
+    def forget(self, number: int) -> None:
+        """A trial has ended, or is another driver's."""
+        self._out.discard(number)
 
     def give_back(self, number: int) -> None:
         """A trial that will not be run to its end here waits for whoever goes on."""
+        self.forget(number)
         trial_id = trial_of(self._study, number)._trial_id
         expected = {DRIVER: self._presence.name}
         set_back(self._study._storage, trial_id, TrialState.WAITING, expected, {})
@@ -292,6 +302,8 @@ class Trials:
 
     def _is_orphan(self, trial: FrozenTrial) -> bool:
         driver = trial.user_attrs.get(DRIVER)
+        if driver == self._presence.name:
+            return trial.number not in self._out
         if driver is not None:
             return not self._presence.is_alive(str(driver))
         if not self._presence.has_company():

@@ -110,7 +110,7 @@ def run(
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     folder = Path(str(config.hydra.sweep.dir)).absolute()
     points = _points.points(settings.get("enqueue"), space)
-    if str(settings.sampler.get("_target_", "")).endswith("_samplers.Grid"):
+    if _samplers.is_grid(settings.sampler):
         points += _grid(space, asked.budget.n_trials)
     address = _storage.address(settings.get("storage"), folder)
     name = _report.study_name(config.hydra)
@@ -118,11 +118,11 @@ def run(
         _say_what(asked, space, points, address, name)
         return
     traces = _Traces(folder, _storage.file_of(address))
-    folder.mkdir(parents=True, exist_ok=True)
     storage = _storage.opened(address)
     pruner = _samplers.pruner(settings.pruner)
     with _storage.explained(address):
         study, is_new = _study.created(name, storage, asked.directions, pruner)
+    folder.mkdir(parents=True, exist_ok=True)
     presence, search, write, is_void = None, None, None, False
     try:
         with _storage.explained(address):
@@ -135,7 +135,7 @@ def run(
             choices=OmegaConf.select(config, "hydra.runtime.choices") or (),
             bookkeeping=settings.get("bookkeeping") or (),
         )  # fmt: skip
-        write = _quietly(results.write)
+        write = _quietly(results.write, address)
         search.told = write
         _launched(search, launcher, settings, config, address)
     except Exception:
@@ -162,7 +162,7 @@ def run(
         _storage.closed(storage)
 
 
-def _quietly(write: Callable[..., object]) -> Callable[..., None]:
+def _quietly(write: Callable[..., object], address: Any) -> Callable[..., None]:
     """The study has each trial, files are for people: without them the search goes on."""
     said = set[str]()
 
@@ -170,9 +170,10 @@ def _quietly(write: Callable[..., object]) -> Callable[..., None]:
         try:
             write(*args, **kwargs)
         except Exception as error:
-            if (text := f"{_results.SEARCH} cannot be written: {error}") not in said:
+            text = _storage.problem(error, address) or str(error)
+            if text not in said:
                 said.add(text)
-                log.warning("%s", text)
+                log.warning("%s cannot be written: %s", _results.SEARCH, text)
 
     return quiet
 
@@ -242,6 +243,8 @@ def _ended(search: Search, results: _results.Results) -> None:
     if len(best) == 1:
         log.info("  %s", shlex.join(results.command(best[0])))
     problem = search.problem or search.too_many_failures()
+    if problem is None and search.stopped is None:
+        problem = "the launcher has ended it (hydra.launcher.fail_fast)"
     if problem is not None:
         raise SearchFailed("\n".join([f"The search has failed: {problem}.", *search.failures()]))
 

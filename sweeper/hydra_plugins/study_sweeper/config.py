@@ -61,15 +61,18 @@ class QMCConf(SamplerConf):
 class NSGAIIConf(SamplerConf):
     _target_: str = "optuna.samplers.NSGAIISampler"
     population_size: int | None = None
+    mutation: Any = None  # this one and `crossover`: an object's configuration
     mutation_prob: float | None = None
+    crossover: Any = None
     crossover_prob: float | None = None
     swapping_prob: float | None = None
 
 
 @dataclass
 class NSGAIIIConf(NSGAIIConf):
-    _target_: str = "optuna.samplers.NSGAIIISampler"
+    _target_: str = "hydra_plugins.study_sweeper._samplers.nsgaiii"
     dividing_parameter: int | None = None
+    reference_points: Any = None  # a list of lists, each of a value for each objective
 
 
 @dataclass
@@ -187,9 +190,9 @@ class SearchConf:
     objectives: Any = None
 
     # The space: key -> as on the command line, where more can be given.
-    params: dict[str, Any] | None = field(default_factory=dict)
-    # key -> {other: value or values}, or "other=value": the key is part of a point only where all of
-    # that holds.
+    params: Any = None
+    # key -> {other: value or values}, or "other=value": the key is part of a point only where all
+    # of that holds.
     conditions: Any = None
     # Dotted path of a function (cfg, trial) that suggests more, as in the official plugin.
     custom_search_space: str | None = None

@@ -59,8 +59,8 @@ def handle(config: DictConfig | None = None) -> "Handle | None":
     assert hydra is not None
     from hydra_plugins.study_sweeper import _report, _storage
 
-    sweep_dir = Path(str(hydra.runtime.cwd), str(hydra.sweep.dir))
-    storage = _storage.address(hydra.sweeper.storage, sweep_dir)
+    cwd = Path(str(hydra.runtime.cwd))
+    storage = _storage.address(hydra.sweeper.storage, cwd / str(hydra.sweep.dir), cwd)
     name = _report.study_name(hydra)
     try:
         study = _study(storage, name, hydra.sweeper.pruner)
