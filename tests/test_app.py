@@ -99,6 +99,7 @@ def test_the_same_command_again_trains_nothing_again(
     assert after == before
 
 
+@pytest.mark.slow
 def test_changed_settings_are_not_mixed_into_a_sweep(
     swept: tuple[Path, "subprocess.CompletedProcess[str]"], data: tuple[str, ...]
 ) -> None:
@@ -234,6 +235,7 @@ def test_a_password_in_the_tracking_address_is_written_nowhere(
         assert b"s3cret-word" not in path.read_bytes(), path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_sweep_keeps_what_is_finished_and_goes_on(
     number: signal.Signals, code: int, data: tuple[str, ...], tmp_path: Path

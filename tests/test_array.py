@@ -126,6 +126,7 @@ def test_runs_that_differ_in_all_that_they_may_are_each_the_run_alone(
         assert_same(one, alone(config, tmp_path / "alone" / name))
 
 
+@pytest.mark.slow
 def test_runs_with_and_without_an_added_dropout_are_each_the_run_alone(
     tiny_config: RunConfig, tmp_path: Path
 ) -> None:
@@ -298,6 +299,7 @@ def test_each_run_has_its_own_epochs_in_its_log_and_nobody_elses(
         assert found == expected
 
 
+@pytest.mark.slow
 def test_the_times_of_the_runs_of_an_array_add_up_to_its_own(
     tiny_config: RunConfig, tmp_path: Path
 ) -> None:

@@ -104,6 +104,7 @@ def test_built_reused_and_live_are_equal(
     assert_equal(live, reused)
 
 
+@pytest.mark.slow
 def test_another_stored_type_is_another_run(
     base: RunConfig, dataset: LoadedDataset, tmp_path: Path
 ) -> None:
@@ -118,6 +119,7 @@ def test_another_stored_type_is_another_run(
     assert half.info["identity"] != full.info["identity"]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_stored_says_why(
     base: RunConfig, dataset: LoadedDataset, tmp_path: Path
 ) -> None:

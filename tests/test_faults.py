@@ -209,6 +209,7 @@ def test_mlflow_has_a_run_for_each_with_its_true_end_and_no_point_twice(broken: 
         assert len(steps) == len(set(steps))
 
 
+@pytest.mark.slow
 def test_a_diverged_run_is_not_tried_again(home: Home) -> None:
     done = home.graft("optimizer.lr=1e30,1e-3", "epochs=2", "tracking=off",
                       "hydra/launcher=graft_inline", "hydra.launcher.max_retries=1")  # fmt: skip

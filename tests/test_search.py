@@ -93,6 +93,7 @@ def test_a_search_prunes_goes_on_to_its_total_and_shows_what_it_learned(home: Ho
     assert (home.sweep / "experiment" / "best.yaml").is_file()
 
 
+@pytest.mark.slow
 def test_the_best_point_can_be_run_again_by_its_file(home: Home) -> None:
     home.graft(RATES, "strategy=head_only,fine_tune", "epochs=1", "hydra.sweeper.n_trials=2")
     best = home.search["trials"][home.search["best"][0]]["params"]

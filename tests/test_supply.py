@@ -184,6 +184,7 @@ def test_views_show_in_the_numbers(config: RunConfig, tmp_path: Path) -> None:
     assert len(seen) == 3
 
 
+@pytest.mark.slow
 def test_views_that_another_run_stored_are_not_stored_again(
     config: RunConfig, tmp_path: Path, cache: Path
 ) -> None:
@@ -384,6 +385,7 @@ def test_one_pass_gives_what_others_need_and_they_train_as_they_would_alone(
         assert_equal(done, alone[i])
 
 
+@pytest.mark.slow
 def test_a_shallower_trunk_gets_what_a_deeper_one_beside_it_needs(
     config: RunConfig, tmp_path: Path
 ) -> None:

@@ -154,6 +154,7 @@ def test_what_was_stopped_goes_on_from_its_last_epoch(home: Home) -> None:
 # --- killed -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_says_so_and_another_takes_its_slot(home: Home) -> None:
     with training(
         home, "s", "optimizer.lr=1e-3", "seed=0,1", "hydra.launcher.max_retries=0"

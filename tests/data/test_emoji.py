@@ -67,6 +67,7 @@ def test_rendered_once_and_found_again(folder: Path) -> None:
     assert (folder / TABLE).stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_folder_that_has_lost_pictures_is_rendered_anew(folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / folder.name
     shutil.copytree(folder, copy)

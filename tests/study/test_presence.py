@@ -183,6 +183,22 @@ def test_one_that_never_said_a_word_is_not_alive(own: Presence) -> None:
     assert not own.is_alive("nobody")
 
 
+def test_without_a_temporary_folder_a_driver_is_judged_by_its_word(
+    study: optuna.Study, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(folder / "gone"))
+    one = Presence(study)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    other = Presence(study)
+    try:
+        assert other.is_alive(one.name) and not other.is_certain(one.name)
+        assert one.is_alive(other.name)
+    finally:
+        other.close()
+        one.close()
+    assert study.user_attrs[f"driver:{one.name}"] is None
+
+
 def test_a_swept_temporary_folder_does_not_kill_a_driver(
     own: Presence, study: optuna.Study, folder: Path
 ) -> None:

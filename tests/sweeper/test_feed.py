@@ -148,6 +148,7 @@ def test_a_job_that_is_killed_is_retried_and_told_once(feed_to: Run, tmp_path: P
     assert (tmp_path / "started 1").read_text() == "xx"
 
 
+@pytest.mark.slow
 def test_fail_fast_asks_for_no_more(feed_to: Run) -> None:
     def task(cfg: Any) -> float:
         return 1 / cfg.a

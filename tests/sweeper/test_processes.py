@@ -260,6 +260,7 @@ def application(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     sys.modules.pop("some_application", None)
 
 
+@pytest.mark.slow
 def test_a_worker_warms_up_once_before_its_first_job(apart: Launch, application: str) -> None:
     def task(cfg: Any) -> bool:
         import some_application  # type: ignore[import-not-found]
@@ -270,6 +271,7 @@ def test_a_worker_warms_up_once_before_its_first_job(apart: Launch, application:
     assert outcomes(apart(task, jobs(4), setting)) == [True] * 4
 
 
+@pytest.mark.slow
 def test_warming_up_in_vain_costs_no_job(apart: Launch, application: str) -> None:
     for name in ("warm_up_in_vain", "nothing"):
         setting = f"hydra.launcher.warm_up={application}.{name}"
@@ -358,6 +360,7 @@ def test_what_a_job_has_started_does_not_keep_the_launcher(apart: Launch, how: s
     until(lambda: not is_there(first))
 
 
+@pytest.mark.slow
 def test_the_end_of_a_process_is_noticed_though_a_fork_of_it_lives(apart: Launch) -> None:
     def task(cfg: Any) -> None:
         from hydra_plugins.gpu_launcher import progress

@@ -35,8 +35,7 @@ class Presence:
     def __init__(self, study: optuna.Study) -> None:
         self.name = uuid.uuid4().hex[:12]
         self._study = study
-        self._path = _path(self.name)
-        self._file = _held(self._path)
+        self._file = _held(self.name)
         _alive.add(self)
         try:
             self._say()
@@ -79,8 +78,9 @@ class Presence:
 
     def forget(self) -> None:
         """In a process that a job has forked: the lock is not to outlive the driver."""
-        with contextlib.suppress(OSError):
-            os.close(self._file)
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                os.close(self._file)
 
     def _beat(self) -> None:
         while not self._is_over.wait(EVERY_S):
@@ -90,19 +90,23 @@ class Presence:
 
     def _hold_on(self) -> None:
         """Temporary folders are swept of what is old."""
+        if self._file is None:
+            return
         try:
-            os.utime(self._path)
+            os.utime(_path(self.name))
         except FileNotFoundError:
-            before, self._file = self._file, _held(self._path)
+            before, self._file = self._file, _held(self.name)
             os.close(before)
 
     def _say(self) -> None:
-        self._study.set_user_attr(_ATTR + self.name, {"at": time.time(), "place": _place()})
+        place = None if self._file is None else _place()
+        self._study.set_user_attr(_ATTR + self.name, {"at": time.time(), "place": place})
 
     def _let_go(self) -> None:
         _alive.discard(self)
-        self._path.unlink(missing_ok=True)
-        os.close(self._file)
+        if self._file is not None:
+            _path(self.name).unlink(missing_ok=True)
+            os.close(self._file)
 
 
 def is_alive(driver: str, said: Any) -> bool:
@@ -115,11 +119,12 @@ def _by_lock(driver: str, said: Any) -> bool | None:
     """Whether it is alive; None: it cannot be seen from here."""
     if not isinstance(said, dict):  # it has left
         return False
-    path = _path(driver)
     try:
+        path = _path(driver)
         file = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
-        return False if said.get("place") == _place() else None
+        place = said.get("place")
+        return False if place is not None and place == _place() else None
     except OSError:
         return None
     try:
@@ -133,20 +138,31 @@ def _by_lock(driver: str, said: Any) -> bool | None:
     return False
 
 
-def _held(path: Path) -> int:
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    fcntl.flock(file, fcntl.LOCK_EX)
+def _held(driver: str) -> int | None:
+    """A lock of its own; None: the temporary folder is full, or not there."""
+    try:
+        file = os.open(_path(driver), os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:
+        os.close(file)
+        return None
     return file
 
 
-def _place() -> list[Any]:
+def _place() -> list[Any] | None:
     """Where locks are seen: equal for those who share a temporary folder since a machine started.
     A host may have several such folders, and two hosts one name."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         boot = ""
-    folder = os.stat(tempfile.gettempdir())
+    try:
+        folder = os.stat(tempfile.gettempdir())
+    except OSError:
+        return None
     return [socket.gethostname(), boot, folder.st_dev, folder.st_ino]
 
 

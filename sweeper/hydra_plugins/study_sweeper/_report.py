@@ -8,6 +8,7 @@ import logging
 import statistics
 import time
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 PRUNED = "pruned"  # {"step":, "reason":}
 # How long a job leaves a study alone that has failed: to find out may take it as long as a lock.
 LOST_S = 60.0
+_lost_until: "weakref.WeakKeyDictionary[optuna.Study, float]" = weakref.WeakKeyDictionary()
 _OF_STEP = "job {job} at {step}"
 
 
@@ -62,16 +64,15 @@ class Handle:
         self._study = study
         self._number, self._job = divmod(num, replicates)
         self._replicates = replicates
-        self._lost_until = 0.0
 
     def report(self, step: int, value: float) -> str | None:
         """Say how good it is at a step; why it should stop, or None."""
-        if value != value or time.monotonic() < self._lost_until:
+        if value != value or time.monotonic() < _lost_until.get(self._study, 0.0):
             return None
         try:
             return self._reported(float(value), int(step))
         except Exception as error:  # it costs time, never the job
-            self._lost_until = time.monotonic() + LOST_S
+            _lost_until[self._study] = time.monotonic() + LOST_S
             log.warning("The search's study has failed, nothing is pruned for now: %s", error)
             return None
 

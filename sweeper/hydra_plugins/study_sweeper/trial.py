@@ -11,6 +11,7 @@ one whose study cannot be reached from where it runs: that is said once, in its 
 """
 
 import logging
+import time
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,6 +80,8 @@ def _hydra(config: DictConfig | None) -> Any:
 
 
 _studies: dict[tuple[str, str], "optuna.Study | None"] = {}
+# Until when one that could not be reached is left alone, and why it could not.
+_lost: dict[tuple[str, str], tuple[float, str]] = {}
 
 
 def _study(storage: Any, name: str, pruner: DictConfig) -> "optuna.Study | None":
@@ -86,7 +89,14 @@ def _study(storage: Any, name: str, pruner: DictConfig) -> "optuna.Study | None"
     if key not in _studies:
         from hydra_plugins.study_sweeper import _report
 
-        _studies[key] = _report.loaded(storage, name, pruner)
+        until, why = _lost.get(key, (0.0, ""))
+        if time.monotonic() < until:
+            raise RuntimeError(why)
+        try:
+            _studies[key] = _report.loaded(storage, name, pruner)
+        except Exception as error:
+            _lost[key] = time.monotonic() + _report.LOST_S, str(error)
+            raise
     return _studies[key]
 
 
