@@ -261,7 +261,10 @@ def test_a_trial_that_costs_its_driver_each_time_is_given_up(
     )
     assert trials_of(study, own).reclaim() == []  # it is not run again
     (trial,) = study.trials
-    assert trial.state == TrialState.FAIL and "died 20 times" in trial.user_attrs["reason"]
+    assert (
+        trial.state == TrialState.FAIL
+        and f"died {_study.MAX_DEATHS} times" in trial.user_attrs["reason"]
+    )
 
 
 def test_a_trial_that_a_failing_storage_gave_nobody_is_taken_up_again(

@@ -96,7 +96,7 @@ def composed(conf: Path, overrides: Sequence[str], more: Path | None = None) -> 
         return OmegaConf.to_container(compose("config", [*searchpath, *overrides]))
 
 
-MORE = ["a,b", "no", "${where}", "#1", "null", " "]
+MORE = ["007", "a,b", "no", "${where}", "#1", "null", " "]
 TYPED = [
     "x=1e-7,2",
     "y=range(0.1,0.4,0.1)",
@@ -109,7 +109,7 @@ TYPED = [
 ]
 
 
-NAMES = [r"it\'s a: b", "007", *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)]
+NAMES = [r"it\'s a: b", *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from optuna import pruners, samplers
 from optuna.distributions import BaseDistribution
 
-from hydra_plugins.study_sweeper import _samplers
+from hydra_plugins.study_sweeper import _samplers, config
 from hydra_plugins.study_sweeper._errors import BadSearch
 from hydra_plugins.study_sweeper._space import space
 
@@ -68,27 +68,33 @@ def planned(
 # --- by name ---------------------------------------------------------------------------------
 
 
-SEARCHED_ELSEWHERE = {"tpe", "cmaes", "qmc", "nsgaii", "nsgaiii", "random"}
 SLOW = [pytest.mark.slow]
+OPTIONS = {"upper": 100.0}  # the threshold has no bound by itself
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_sampler_by_name_is_optunas(name: str) -> None:
+    node = OmegaConf.structured(config._SAMPLERS[name])
+    found = _samplers.sampler(node, num_trials=0, is_conditional=False)
+    assert type(found) is SAMPLERS[name]
+
+
+@pytest.mark.parametrize("name", PRUNERS)
+def test_a_pruner_by_name_is_optunas(name: str) -> None:
+    node = OmegaConf.structured(config._PRUNERS[name])
+    found = _samplers.pruner(OmegaConf.merge(node, OPTIONS if name == "threshold" else {}))
+    assert type(found) is PRUNERS[name]
+
+
+# Those that are searched with below need not be here, too.
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=SLOW if n in SEARCHED_ELSEWHERE else []) for n in SAMPLERS]
+    "name", [pytest.param(n, marks=[] if n == "grid" else SLOW) for n in SAMPLERS]
 )
-def test_a_sampler_by_name_is_optunas_and_searches(search: Any, name: str) -> None:
+def test_a_search_with_a_sampler_by_name_has_it(search: Any, name: str) -> None:
     typed = ["y=range(0,3)", "name=a,b"] if name == "grid" else SPACE
     found = search(task, typed, "n_trials=2", f"hydra/sweeper/sampler={name}")
     assert found.states == ["complete"] * 2
     assert found.search["sampler"] == SAMPLERS[name].__name__
-
-
-@pytest.mark.parametrize("name", PRUNERS)
-def test_a_pruner_by_name_is_optunas(
-    search: Any, name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    more = ["pruner.upper=100"] if name == "threshold" else []
-    search(task, NUMBERS, "dry_run=true", f"hydra/sweeper/pruner={name}", *more)
-    assert f"pruner {PRUNERS[name].__name__}\n" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -233,7 +239,7 @@ def test_patience_has_a_pruner_within() -> None:
     ("name", "options", "num_trials"),
     [
         ("tpe", {}, 13),
-        ("tpe", {"multivariate": False, "n_startup_trials": 3}, 6),
+        pytest.param("tpe", {"multivariate": False, "n_startup_trials": 3}, 6, marks=SLOW),
         pytest.param("gp", {"n_startup_trials": 3}, 5, marks=SLOW),
         ("cmaes", {"n_startup_trials": 2, "popsize": 4}, 9),
         ("qmc", {}, 5),

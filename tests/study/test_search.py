@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from hydra_plugins.study_sweeper import _search
 from hydra_plugins.study_sweeper._errors import SearchFailed
 from hydra_plugins.study_sweeper.trial import report
 
@@ -96,11 +98,14 @@ def test_a_sampler_with_nothing_new_to_propose_ends_the_search(search: Any, own:
     assert found.search["stopped"] == said
 
 
-def test_no_trial_begins_after_its_time(search: Any) -> None:
-    ran = Ran(lambda cfg: time.sleep(0.5) or square(cfg))
-    found = search(ran, X, "n_trials=null", "timeout_s=0.4")
-    assert len(ran.jobs) in (1, 2)  # one may have been asked for ahead
-    assert found.search["stopped"] == "its 0.4 s are over"
+def test_no_trial_begins_after_its_time(search: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every job takes a second, by the search's watch."""
+    ran = Ran()
+    watch = SimpleNamespace(monotonic=lambda: len(ran.jobs))
+    monkeypatch.setattr(_search, "time", watch)
+    found = search(ran, X, "n_trials=null", "timeout_s=2.5")
+    assert len(ran.jobs) in (3, 4)  # one may have been asked for ahead
+    assert found.search["stopped"] == "its 2.5 s are over"
 
 
 def test_patience_counts_trials_without_a_better_one(search: Any) -> None:
@@ -320,7 +325,11 @@ def test_several_jobs_are_pruned_by_the_mean_of_what_they_report(search: Any) ->
 
 
 @pytest.mark.parametrize(
-    ("points", "states"), [("0,1", ["complete", "pruned"]), ("1,0", ["complete"] * 2)]
+    ("points", "states"),
+    [
+        ("0,1", ["complete", "pruned"]),
+        pytest.param("1,0", ["complete"] * 2, marks=pytest.mark.slow),
+    ],
 )
 def test_seeds_in_turn_end_with_those_that_are_worse_than_the_best_trials(
     search: Any, points: str, states: list[str]
@@ -612,25 +621,30 @@ def test_a_launcher_without_slots_runs_batches(search: Any) -> None:
     assert len(ran.jobs) == 5
 
 
-def slow_square(cfg: Any) -> float:
+def meets(cfg: Any) -> float:
+    """The first two jobs wait for each other."""
+    hydra = HydraConfig.get()
+    (Path(hydra.sweep.dir) / f"begun-{hydra.job.num}").touch()
+    until = time.monotonic() + 60
+    while cfg.x < 0.2 and len(list(Path(hydra.sweep.dir).glob("begun-*"))) < 2:
+        assert time.monotonic() < until, "the other one has not begun"
+        time.sleep(0.02)
     for step in (1, 2):
-        time.sleep(0.1)
-        if report(cfg.x**2, step):
+        if report(cfg.x, step):
             break
-    return float(cfg.x**2)
+    return float(cfg.x)
 
 
-def test_slots_search_side_by_side(search: Any) -> None:
-    settings = ["hydra.launcher.cpu_slots=2", "n_trials=6", "pruner.n_startup_trials=2"]
-    found = search(slow_square, X, *settings, launcher="slots")
-    trials = found.trials
-    assert [trial.number for trial in trials] == list(range(6))
-    assert set(found.states) <= {"complete", "pruned"} and "pruned" in found.states
-    assert any(
-        a.datetime_start < b.datetime_start < a.datetime_complete for a in trials for b in trials
-    )
-    for trial in trials:
-        assert set(trial.intermediate_values.values()) == {trial.params["x"] ** 2}
+def test_slots_search_side_by_side_and_prune(search: Any) -> None:
+    points = [0, 0.1, 0.6, 0.7, 0.8, 0.9]
+    settings = [f'enqueue="x={",".join(map(str, points))}"', "pruner.n_startup_trials=2"]
+    more = ["hydra.launcher.cpu_slots=2", "n_trials=6"]
+    found = search(meets, X, *settings, *more, launcher="slots")
+    assert [one["x"] for one in found.points] == points
+    # When the last one begins, at most one other still runs.
+    assert found.states[:2] == ["complete"] * 2 and found.states[-1] == "pruned"
+    for trial in found.trials:
+        assert set(trial.intermediate_values.values()) == {trial.params["x"]}
 
 
 def fails_with_some_seed(cfg: Any) -> float:

@@ -39,9 +39,10 @@ REASON = "reason"  # why it failed
 FOLDER = "folder"  # where its first job ran, from the sweep's folder
 VALUES = "values"  # of its jobs, where there are several
 
-# A trial that takes its driver with it is given up in the end; one that was merely there when its
-# driver was killed is not. It may be that many times: drivers are killed for all sorts of reasons.
-MAX_DEATHS = 20
+# A trial that takes the machine with it is given up in the end, lest a driver that is started
+# again by itself never comes to an end. One that merely was there is not: of 30 drivers that were
+# killed at random, 20 died while one and the same trial ran.
+MAX_DEATHS = 100
 # A trial that nobody has put his name to is being asked for, or its driver died at that moment.
 ASKING_S = 60.0
 LOOK_S = 1.0

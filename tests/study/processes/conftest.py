@@ -191,7 +191,9 @@ class App:
         return found
 
     def _environment(self) -> dict[str, str]:
-        environment = {**os.environ, "SEARCH_TAG": self._tag,
+        temporary = self.folder / "temporary"
+        temporary.mkdir(exist_ok=True)
+        environment = {**os.environ, "SEARCH_TAG": self._tag, "TMPDIR": str(temporary),
                        "SEARCH_NOTES": str(self.folder / "notes")}  # fmt: skip
         environment.pop("HYDRA_FULL_ERROR", None)
         return environment

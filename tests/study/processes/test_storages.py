@@ -253,6 +253,7 @@ def test_two_drivers_share_a_study_in_postgresql(
     shared(app, until, ended_whole, server.uri)
 
 
+@pytest.mark.slow  # one that is killed may leave the journal locked, for half a minute
 def test_two_drivers_share_a_study_in_a_journal(app: Any, until: Any, ended_whole: Any) -> None:
     shared(app, until, ended_whole, f"journal:///{app.folder / 'study.log'}")
 
