@@ -216,18 +216,18 @@ def test_a_conditional_space_is_for_groups_unless_told_otherwise(
     made: dict[str, Any] = {}
     real = samplers.TPESampler
     monkeypatch.setattr(samplers, "TPESampler", lambda **own: made.update(own) or real(**own))
-    config = OmegaConf.create({"_target_": "optuna.samplers.TPESampler", **options})
-    _samplers.sampler(config, num_trials=0, is_conditional=is_conditional)
+    given = OmegaConf.create({"_target_": "optuna.samplers.TPESampler", **options})
+    _samplers.sampler(given, num_trials=0, is_conditional=is_conditional)
     assert (made.get("group", False), made.get("multivariate")) == expected
 
 
 def test_patience_has_a_pruner_within() -> None:
-    config = {
+    given = {
         "_target_": "optuna.pruners.PatientPruner",
         "patience": 2,
         "wrapped_pruner": {"_target_": "optuna.pruners.PercentilePruner", "percentile": 10.0},
     }
-    found = _samplers.pruner(OmegaConf.create(config))
+    found = _samplers.pruner(OmegaConf.create(given))
     assert isinstance(found._wrapped_pruner, pruners.PercentilePruner)
 
 

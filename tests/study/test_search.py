@@ -671,3 +671,13 @@ def test_one_slot_in_another_process_proposes_what_this_process_proposes(search:
     more = ["hydra.launcher.cpu_slots=1"]
     there = search(square, X, *settings, *more, launcher="slots", folder="there")
     assert there.points == here.points
+
+
+def test_a_report_that_is_no_number_is_the_jobs_own_error(search: Any) -> None:
+    def task(cfg: Any) -> float:
+        report("high" if cfg.x == 1 else 1.0, -1 if cfg.x == 2 else 1)  # type: ignore[arg-type]
+        return 0.0
+
+    found = search(task, ["x=1,2,3"], "n_trials=3")
+    reasons = {trial["params"]["x"]: trial["reason"] for trial in found.search["trials"]}
+    assert "could not convert" in reasons[1] and "step=-1" in reasons[2] and reasons[3] is None

@@ -5,6 +5,7 @@ theirs: whoever reports a step last, asks; the others hear of it with their next
 """
 
 import logging
+import operator
 import statistics
 import time
 import warnings
@@ -66,11 +67,18 @@ class Handle:
         self._replicates = replicates
 
     def report(self, step: int, value: float) -> str | None:
-        """Say how good it is at a step; why it should stop, or None."""
+        """Say how good it is at a step; why it should stop, or None.
+
+        Raises:
+            TypeError, ValueError: what was given is no number, or no step.
+        """
+        value, step = float(value), operator.index(step)
+        if step < 0:
+            raise ValueError(f"report: step={step}, it begins with 0")
         if value != value or time.monotonic() < _lost_until.get(self._study, 0.0):
             return None
         try:
-            return self._reported(float(value), int(step))
+            return self._reported(value, step)
         except Exception as error:  # it costs time, never the job
             _lost_until[self._study] = time.monotonic() + LOST_S
             log.warning("The search's study has failed, nothing is pruned for now: %s", error)
