@@ -53,6 +53,8 @@ test-all: setup  ## every test
 
 bench: setup  ## the tables of docs/performance.md: graft against a plain loop
 	$(BIN)python benchmarks/sweep.py demo heads again memory vgg16 stack
+	$(BIN)python benchmarks/launcher.py
+	$(BIN)python benchmarks/search.py busy pruning rates
 
 ui: setup  ## the MLflow UI of the runs in outputs/, on this machine only
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true $(BIN)mlflow server \

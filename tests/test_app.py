@@ -84,6 +84,7 @@ def test_the_terminal_shows_the_table_and_where_things_are(
     assert "16 val" not in shown and "train" in swept[1].stderr
 
 
+@pytest.mark.slow
 def test_the_same_command_again_trains_nothing_again(
     swept: tuple[Path, "subprocess.CompletedProcess[str]"], data: tuple[str, ...]
 ) -> None:

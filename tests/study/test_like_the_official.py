@@ -32,6 +32,9 @@ from hydra_plugins.study_sweeper._space import space
 
 MODES = ["on the command line", "in YAML"]
 
+# What they claim is tested elsewhere too.
+pytestmark = pytest.mark.slow
+
 
 def use(conf: Path, params: str, **keys: float) -> None:
     """An application with some keys, and a space in its configuration."""

@@ -87,6 +87,7 @@ def test_a_pruner_by_name_is_optunas(name: str) -> None:
 
 
 # Those that are searched with below need not be here, too.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[] if n == "grid" else SLOW) for n in SAMPLERS]
 )
@@ -278,6 +279,7 @@ def test_points_to_begin_with_change_nothing_of_what_is_proposed_after_them(sear
 # --- a second start --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["tpe", *(pytest.param(n, marks=SLOW) for n in ("random", "nsgaii", "cmaes"))]
 )

@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hydra_plugins.study_sweeper._report import PRUNED
 from hydra_plugins.study_sweeper._space import Param, Space, Value, as_read, written
-from hydra_plugins.study_sweeper._study import FOLDER, REASON, SAME_AS, counts, section
+from hydra_plugins.study_sweeper._study import FOLDER, REASON, SAME_AS, counts, fixed_of, section
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,20 @@ def read(folder: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         log.warning("%s cannot be read: %s", folder / SEARCH, error)
         return []
+
+
+def told_of(folder: Path, study: optuna.Study) -> list[dict[str, Any]]:
+    """The trials of a study that a sweep's folder tells of, of the same settings."""
+    trials = read(folder)
+    if not trials:
+        return []
+    found = json.loads((folder / SEARCH).read_text(encoding="utf-8"))
+    if found.get("study_name") != study.study_name:
+        return []
+    if found.get("fixed", fixed_of(study)) != fixed_of(study):
+        log.warning("%s tells of trials of other settings: they are left", folder / SEARCH)
+        return []
+    return trials
 
 
 def best_of(study: optuna.Study) -> list[FrozenTrial]:
@@ -130,6 +144,7 @@ class Results:
             "n_trials": self._n_trials,
             "stopped": stopped,
             "params": {param.name: _described(param) for param in self._space.params},
+            "fixed": fixed_of(self._study),
             "trials": [self._trial(trial) for trial in self._study.get_trials(deepcopy=False)],
             "best": [trial.number for trial in best],
             "importances": self._importances() if is_last else None,

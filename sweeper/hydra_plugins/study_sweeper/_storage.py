@@ -14,6 +14,7 @@ import glob
 import json
 import logging
 import os
+import re
 import sqlite3
 import time
 import uuid
@@ -71,12 +72,13 @@ def in_words(storage: "str | DictConfig") -> str:
     if isinstance(storage, DictConfig):
         return str(storage.get("_target_"))
     password = _password(storage)
-    return storage.replace(f":{password}@", ":***@") if password else storage
+    shown = storage.replace(f":{password}@", ":***@") if password else storage
+    return re.sub(r"(?<=[?&]password=)[^&]*", "***", shown)
 
 
 def _password(storage: "str | DictConfig") -> str:
     """What stands between the user's name and the last @; empty if there is none."""
-    if isinstance(storage, DictConfig):
+    if isinstance(storage, DictConfig) or file_of(storage) is not None:
         return ""
     whom = storage.partition("://")[2].rpartition("@")[0]
     return whom.partition(":")[2]

@@ -119,6 +119,11 @@ def check_same(study: optuna.Study, space: Space, bookkeeping: Sequence[str] = (
     study.set_user_attr(_FIXED, now)
 
 
+def fixed_of(study: optuna.Study) -> list[str]:
+    """The overrides that all of its trials have, sorted."""
+    return list(study.user_attrs.get(_FIXED) or ())
+
+
 def section(override: str) -> str:
     """The section of the configuration that an override sets something in."""
     return re.split(r"[./@=]", override.lstrip("+~"), maxsplit=1)[0]

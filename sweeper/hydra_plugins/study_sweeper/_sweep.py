@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import shlex
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,8 +190,10 @@ def _prepared(
     presence: Presence,
 ) -> Search:
     settings, budget = asked.settings, asked.budget
-    known = _results.read(folder)
-    if known and (is_new or (_study.is_half_restored(study) and not presence.has_company())):
+    while not is_new and _study.is_half_restored(study) and presence.has_company():
+        time.sleep(0.2)  # somebody is about it
+    is_half = is_new or _study.is_half_restored(study)
+    if is_half and (known := _results.told_of(folder, study)):
         count = _study.restored(study, space, known)
         log.warning("The study is new; %d trials are taken over from %s.", count, folder)
     num_queued = _study.enqueue(study, points)

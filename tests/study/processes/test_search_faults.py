@@ -139,8 +139,8 @@ def test_a_trial_that_was_interrupted_runs_its_own_point_again(app: Any, until: 
 @pytest.mark.slow
 def test_a_search_that_is_over_is_not_begun_again_and_goes_on_to_a_larger_total(app: Any) -> None:
     assert app.run("hydra.sweeper.n_trials=3").code == 0
-    first = [(t.number, t.params, t.values) for t in app.trials()]
     assert [path.name for path in app.out.glob("*study.db*")] == ["study.db"]  # to be copied
+    first = [(t.number, t.params, t.values) for t in app.trials()]
     again = app.run("hydra.sweeper.n_trials=3")
     assert again.code == 0 and "its 3 trials are done" in again.said, again.said
     assert sorted(app.nums("began")) == [0, 1, 2]
@@ -248,6 +248,7 @@ def test_two_searches_make_one_storage_and_share_its_trials(app: Any, ended_whol
     two_on_a_new_storage(app, ended_whole, 1)
 
 
+@pytest.mark.slow
 def test_two_searches_share_the_points_that_wait(app: Any, ended_whole: Any) -> None:
     two_on_a_new_storage(app, ended_whole, 1, "hydra/sweeper/sampler=grid", "x=0.5", "n=range(8)")
 
@@ -276,6 +277,7 @@ def test_the_same_command_twice_at_once_does_the_work_once(app: Any, ended_whole
     assert [one["state"] for one in app.search()["trials"]].count("completed") == 8
 
 
+@pytest.mark.slow
 def test_the_trials_of_a_killed_driver_are_run_by_the_other_one(
     app: Any, until: Any, ended_whole: Any
 ) -> None:
@@ -291,6 +293,7 @@ def test_the_trials_of_a_killed_driver_are_run_by_the_other_one(
     assert sorted(app.nums("ended")) == list(range(6))
 
 
+@pytest.mark.slow
 def test_a_start_that_is_killed_while_it_makes_the_storage_spoils_nothing(
     app: Any, until: Any, ended_whole: Any
 ) -> None:
@@ -506,6 +509,23 @@ def test_a_damaged_database_is_refused_and_made_anew_from_the_sweeps_folder(
     assert sorted(app.nums("began")) == list(range(6))
 
 
+@pytest.mark.slow
+def test_what_the_folder_tells_of_other_trials_is_not_taken_over(
+    app: Any, ended_whole: Any
+) -> None:
+    assert app.run("hydra.sweeper.n_trials=3", "n=1").code == 0
+    # Another study in the same folder, as the message for other settings says.
+    ended = app.run("hydra.sweeper.n_trials=2", "n=2", "hydra.sweeper.study_name=two")
+    assert ended.code == 0 and "taken over" not in ended.said, ended.said
+    ended_whole(app.trials(name="two"), 2)
+    # The study is lost, and the settings are others now.
+    (app.out / "study.db").unlink()
+    ended = app.run("hydra.sweeper.n_trials=2", "n=3", "hydra.sweeper.study_name=two")
+    assert ended.code == 0 and "of other settings: they are left" in ended.said, ended.said
+    assert len(app.notes("began")) == 7
+
+
+@pytest.mark.slow
 def test_a_database_that_is_lost_in_a_killed_search_is_made_anew(
     app: Any, until: Any, ended_whole: Any
 ) -> None:

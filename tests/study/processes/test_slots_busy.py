@@ -58,6 +58,7 @@ def test_four_slots_are_busy_though_trials_are_of_uneven_length(app: Any) -> Non
     raise AssertionError(f"of the slots' time {share:.3f} was used")
 
 
+@pytest.mark.slow
 def test_a_long_trial_keeps_no_other_slot_waiting(app: Any) -> None:
     """In batches, each trial of the other slot would wait for the long one."""
     ended = app.run("hydra.sweeper.n_trials=9", "slow=[0]", "seconds=0.1", "epochs=1")

@@ -258,6 +258,7 @@ def test_two_drivers_share_a_study_in_a_journal(app: Any, until: Any, ended_whol
     shared(app, until, ended_whole, f"journal:///{app.folder / 'study.log'}")
 
 
+@pytest.mark.slow
 def test_two_drivers_share_a_study_over_the_proxy(
     app: Any, until: Any, ended_whole: Any, proxy: str
 ) -> None:
@@ -272,7 +273,8 @@ def test_two_drivers_make_the_tables_of_an_empty_server_together(
     for repeat in range(5):
         overrides = [f"hydra.sweeper.storage='{server.uri}'", f"hydra.sweeper.study_name={repeat}",
                      "hydra.sweeper.n_trials=6", "seconds=0.05"]  # fmt: skip
-        drivers = [app.start(f"hydra.sweep.dir={app.folder / name}", *overrides) for name in "ab"]
+        here = app.folder / str(repeat)
+        drivers = [app.start(f"hydra.sweep.dir={here / name}", *overrides) for name in "ab"]
         for driver in drivers:
             said, _ = driver.communicate(timeout=120)
             assert driver.returncode == 0, said
