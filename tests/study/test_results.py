@@ -70,6 +70,7 @@ def test_the_searchs_file_tells_all_of_it(search: Any) -> None:
             "y": {"kind": "int", "log": True, "low": 1, "high": 8},
             "name": {"kind": "categorical", "choices": ["a", "b"]},
         },
+        "fixed": ["seed=5"],
         "best": [best.number],
         "best_experiment": "experiment/best.yaml",
     }
