@@ -85,18 +85,19 @@ def busy(official: Path | None, repeats: int) -> None:
     contenders: dict[str, tuple[Sequence[str], Path | None]] = {"search, `slots`": (OURS, None)}
     if official is not None:
         contenders["official 1.4.0rc3, joblib, batches of 4"] = (OFFICIAL, official)
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in contenders}
     for _ in range(repeats):
         for name, (options, path) in contenders.items():
             found[name].append(_busy(options, path))
-    print(f"| {TRIALS} trials on {SLOTS} slots | slots busy, % | jobs, first to last, s |")
-    print("|---|---|---|")
+    heads = "busy while trials are left, % | busy in all, % | jobs, first to last, s"
+    print(f"| {TRIALS} trials on {SLOTS} slots | {heads} |")
+    print("|---|---|---|---|")
     for name, rows in found.items():
         cells = [_spread(column) for column in zip(*rows, strict=True)]
         print(f"| {name} | {' | '.join(cells)} |")
 
 
-def _busy(options: Sequence[str], path: Path | None) -> tuple[float, float]:
+def _busy(options: Sequence[str], path: Path | None) -> tuple[float, float, float]:
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         (home / "app.py").write_text(APP)
@@ -110,9 +111,12 @@ def _busy(options: Sequence[str], path: Path | None) -> tuple[float, float]:
         _run(command, home, environment)
         times = [tuple(map(float, p.read_text().split())) for p in (home / "times").iterdir()]
     assert len(times) == TRIALS
-    whole = max(end for _, end in times) - min(begin for begin, _ in times)
+    first, last = min(begin for begin, _ in times), max(end for _, end in times)
+    until = max(begin for begin, _ in times)  # then there is nothing to hand out any more
+    early = sum(min(end, until) - begin for begin, end in times if begin < until)
     worked = sum(end - begin for begin, end in times)
-    return 100 * worked / (SLOTS * whole), whole
+    whole = last - first
+    return 100 * early / (SLOTS * (until - first)), 100 * worked / (SLOTS * whole), whole
 
 
 # --- pruning ---------------------------------------------------------------------------------
