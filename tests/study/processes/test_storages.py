@@ -194,6 +194,7 @@ def test_an_object_that_cannot_be_made_is_refused(app: Any) -> None:
     assert app.notes() == []
 
 
+@pytest.mark.slow
 def test_a_search_over_the_proxy(app: Any, proxy: str) -> None:
     searched(app, proxy)
 
