@@ -112,6 +112,7 @@ def test_changed_settings_are_not_mixed_into_a_sweep(
     assert "epochs was 2, now 3" in done.stderr and "sweep.name=" in done.stderr
 
 
+@pytest.mark.slow
 def test_predict_gives_the_run_its_test_predictions_again(
     swept: tuple[Path, "subprocess.CompletedProcess[str]"], tiny_pictures: Path, tmp_path: Path
 ) -> None:
@@ -128,6 +129,7 @@ def test_predict_gives_the_run_its_test_predictions_again(
     assert (again["predicted"] == [(-1, 1)[i] for i in stored.predicted]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage", ["flip", *(pytest.param(one, marks=pytest.mark.slow) for one in ("cut", "remove"))]
 )
@@ -167,6 +169,7 @@ def test_a_run_that_diverges_ends_alone_and_the_exit_code_tells(
     assert "diverged" in done.stdout and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -107,6 +107,7 @@ def test_each_run_of_an_array_is_the_run_alone(
     assert losses[0] != losses[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "strategy", [HeadOnly(), pytest.param(FineTune(), marks=pytest.mark.slow)], ids=repr
 )
@@ -147,6 +148,7 @@ def test_runs_with_and_without_an_added_dropout_are_each_the_run_alone(
 # --- how runs end -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @WAYS
 def test_each_run_ends_when_it_should(
     tiny_config: RunConfig, tmp_path: Path, shared: dict[str, Any]
@@ -165,6 +167,7 @@ def test_each_run_ends_when_it_should(
     assert ends["patient"] == info(tmp_path / "patient")["best_epoch"] + 1 < 4
 
 
+@pytest.mark.slow
 @WAYS
 def test_a_run_that_diverges_ends_alone(
     tiny_config: RunConfig, tmp_path: Path, shared: dict[str, Any]
@@ -276,6 +279,7 @@ def test_a_follower_is_told_of_each_epoch_once_and_in_order(
             assert follower.rows == written
 
 
+@pytest.mark.slow
 @WAYS
 def test_each_run_has_its_own_epochs_in_its_log_and_nobody_elses(
     tiny_config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture,

@@ -129,6 +129,7 @@ def test_what_cannot_be_stored_says_why(
     assert full.info["trunk"]["at"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit_gb", [1e-9, 2e-4, 4e-4])
 def test_what_does_not_fit_is_stored_earlier_or_not_at_all(
     base: RunConfig, dataset: LoadedDataset, tmp_path: Path, limit_gb: float
@@ -141,6 +142,7 @@ def test_what_does_not_fit_is_stored_earlier_or_not_at_all(
         assert "may be" in limited.info["trunk"]["why"]
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_used_costs_a_warning(
     base: RunConfig, dataset: LoadedDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -156,6 +158,7 @@ def test_a_cache_that_cannot_be_used_costs_a_warning(
     assert len(warnings) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage", ["flip", *(pytest.param(one, marks=pytest.mark.slow) for one in ("cut", "remove"))]
 )
@@ -177,6 +180,7 @@ def test_a_damaged_entry_is_built_again(
     assert_equal(first, second)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -218,6 +222,7 @@ def test_the_cache_may_be_deleted_while_a_run_reads_it(
     assert_equal(plain, deleted)
 
 
+@pytest.mark.slow
 def test_one_pass_builds_what_two_strategies_need(
     base: RunConfig, dataset: LoadedDataset, tmp_path: Path
 ) -> None:

@@ -175,6 +175,7 @@ def test_the_store_changes_no_bit_in_any_combination(
     assert_built_reused_and_live_are_equal(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_views_show_in_the_numbers(config: RunConfig, tmp_path: Path) -> None:
     """Else nothing above could fail."""
     seen = {
@@ -228,6 +229,7 @@ def test_what_does_not_fit_at_the_end_is_stored_earlier(
     assert_equal(live, reused)
 
 
+@pytest.mark.slow
 def test_runs_side_by_side_go_on_from_there_together(config: RunConfig, tmp_path: Path) -> None:
     limited = replace(
         config, augmentation=NoAugmentation(), cache=gigabytes(SMALLEST_BYTES), strategy=HeadOnly()
@@ -354,6 +356,7 @@ def test_a_picture_that_changed_since_it_was_checked_is_refused(
     assert not any((path / "header.json").exists() for path in cache.glob("*"))
 
 
+@pytest.mark.slow
 def test_a_picture_that_changed_between_two_sweeps_is_not_reused(
     own_pictures: Path, config: RunConfig, tmp_path: Path
 ) -> None:

@@ -95,6 +95,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(home: Home) -> None:
     assert not home.outputs.exists()
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_a_bad_request_is_refused_like_the_request(home: Home) -> None:
     done = home.graft("optimizer.lr=1e-2,-1", "sweep.name=s", "sweep.dry_run=true")
     assert done.returncode == 2 and "optimizer.lr" in done.stderr

@@ -65,6 +65,7 @@ def test_what_is_frozen_does_not_change_statistics_included(
     assert changed and all(name.startswith("classifier") for name in changed)
 
 
+@pytest.mark.slow
 def test_the_best_epoch_is_kept_and_its_predictions_stored(
     tiny_config: RunConfig, tmp_path: Path
 ) -> None:

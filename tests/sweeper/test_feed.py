@@ -133,6 +133,7 @@ def test_a_later_one_fails_alone(feed_to: Run) -> None:
     assert {n: v for n, v in feed.values.items() if n != 3} == {0: 0, 1: 1, 2: 2, 4: 4}
 
 
+@pytest.mark.slow
 def test_a_job_that_is_killed_is_retried_and_told_once(feed_to: Run, tmp_path: Path) -> None:
     def task(cfg: Any) -> int:
         with (tmp_path / f"started {cfg.a}").open("a") as stream:

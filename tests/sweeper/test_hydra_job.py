@@ -344,6 +344,7 @@ def test_yaml_that_is_unusual_is_left_to_omegaconf() -> None:
 # --- what it is for ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_job_costs_less_than_half_of_hydras(compose: Compose) -> None:
     def cost(run: Run) -> float:
         config = compose("~typed")

@@ -337,6 +337,7 @@ def test_what_cannot_be_composed_is_said_before_the_first_job(launch: Launch) ->
     assert ran == []
 
 
+@pytest.mark.slow
 def test_many_jobs_that_cannot_be_composed_are_a_few_lines(launch: Launch) -> None:
     with pytest.raises(HydraException, match=r"\.\.\. and 25 more") as caught:
         launch(fails_at_2, [[f"b={number}"] for number in range(30)])

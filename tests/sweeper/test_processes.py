@@ -45,6 +45,7 @@ def outcomes(results: Sequence[JobReturn]) -> list[Any]:
 # --- devices --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("per_gpu", "at_once"), [(1, 1), (2, 2)])
 def test_devices_are_shared_by_as_many_jobs_as_asked_and_share_the_load(
     apart: Launch, tmp_path: Path, per_gpu: int, at_once: int
@@ -208,6 +209,7 @@ def test_a_silent_job_is_ended_and_one_that_logs_or_tells_is_not(apart: Launch) 
     assert (logging, telling) == (1, 2)
 
 
+@pytest.mark.slow
 def test_fail_fast_ends_what_runs(apart: Launch) -> None:
     def task(cfg: Any) -> Any:
         if cfg.a == 0:
@@ -221,6 +223,7 @@ def test_fail_fast_ends_what_runs(apart: Launch) -> None:
     assert all("skipped" in str(one) for one in found[1:])
 
 
+@pytest.mark.slow
 def test_no_job_no_process(apart: Launch) -> None:
     def task(cfg: Any) -> Any:
         return os.getpid()
@@ -342,6 +345,7 @@ def test_what_several_jobs_print_says_where_it_comes_from(apart: Launch, capsys:
     assert {line.split("]")[0] for line in lines} <= {"[cpu 0", "[cpu 1"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["in its session", "in a session of its own"])
 def test_what_a_job_has_started_does_not_keep_the_launcher(apart: Launch, how: str) -> None:
     def task(cfg: Any) -> int:

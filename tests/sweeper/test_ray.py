@@ -59,6 +59,7 @@ def outcomes(results: Sequence[JobReturn]) -> list[Any]:
 # --- devices --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_each_job_has_one_device_to_itself(far: Launch) -> None:
     def task(cfg: Any) -> Any:
         started = time.time()

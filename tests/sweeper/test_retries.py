@@ -90,6 +90,7 @@ def sweep(launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> An
 # --- a job that fails -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["slots", "slots_inline"])
 def test_a_job_that_raises_once_completes(sweep: Sweep, launcher: str, capsys: Any) -> None:
     def does(num: int, before: int) -> int:
@@ -130,6 +131,7 @@ def test_a_job_whose_process_is_killed_once_completes(sweep: Sweep) -> None:
     assert sweep.heard == [(0, "WorkerDied", 1)]
 
 
+@pytest.mark.slow
 def test_a_job_whose_process_is_always_killed_has_failed(sweep: Sweep) -> None:
     def does(num: int, before: int) -> int:
         if num == 0:
@@ -142,6 +144,7 @@ def test_a_job_whose_process_is_always_killed_has_failed(sweep: Sweep) -> None:
     assert sweep.starts(0) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["sleeps", "is stopped"])
 def test_a_job_that_hangs_is_ended_and_run_again(sweep: Sweep, how: str) -> None:
     def does(num: int, before: int) -> int:
@@ -196,6 +199,7 @@ def test_an_idle_slot_wakes_up_for_a_retry(sweep: Sweep) -> None:
     assert retried < other - 1
 
 
+@pytest.mark.slow
 def test_fail_fast_waits_for_the_last_retry_and_ends_what_runs(sweep: Sweep) -> None:
     def does(num: int, before: int) -> None:
         if num == 0:
@@ -209,6 +213,7 @@ def test_fail_fast_waits_for_the_last_retry_and_ends_what_runs(sweep: Sweep) -> 
     assert [sweep.starts(0), sweep.starts(1)] == [3, 1]
 
 
+@pytest.mark.slow
 def test_an_application_that_fails_to_hear_of_a_failure_costs_no_job(
     sweep: Sweep, capsys: Any
 ) -> None:
@@ -277,6 +282,7 @@ def test_a_worker_that_never_gets_ready_is_no_endless_loop(
     assert capsys.readouterr().out.count("is left out: no worker gets ready there") == 2
 
 
+@pytest.mark.slow
 def test_a_slot_whose_worker_never_gets_ready_costs_no_job(
     sweep: Sweep, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
