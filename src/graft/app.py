@@ -372,7 +372,7 @@ OmegaConf.register_new_resolver(
 
 
 def _objectives(names: Sequence[str] | None, metric: str) -> list[str]:
-    """What a search looks for; see conf/hydra/sweeper/search.yaml."""
+    """What a search looks for; see conf/hydra/sweeper/app/search.yaml."""
     return [str(name) for name in names or [metric]]
 
 

@@ -15,7 +15,8 @@ from optuna.distributions import IntDistribution as Int
 from optuna.trial import FixedTrial
 
 from hydra_plugins.study_sweeper._errors import BadSearch
-from hydra_plugins.study_sweeper._space import Param, Space, identity, space, written
+from hydra_plugins.study_sweeper._space import Param, Space, identity, space
+from hydra_plugins.study_sweeper._text import written
 
 PARSER = OverridesParser.create()
 

@@ -19,8 +19,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from hydra_plugins.study_sweeper import _results
+from hydra_plugins.study_sweeper._distribution import values_of
 from hydra_plugins.study_sweeper._errors import BadSearch
-from hydra_plugins.study_sweeper._space import Point, Space, flat, values_of
+from hydra_plugins.study_sweeper._space import Point, Space, flat
 
 _WHERE = "hydra.sweeper.enqueue"
 # Overrides in a line: a blank within quotes or brackets ends none of them.

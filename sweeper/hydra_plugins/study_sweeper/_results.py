@@ -24,8 +24,17 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hydra_plugins.study_sweeper._report import PRUNED
-from hydra_plugins.study_sweeper._space import Param, Space, Value, as_read, written
-from hydra_plugins.study_sweeper._study import FOLDER, REASON, SAME_AS, counts, fixed_of, section
+from hydra_plugins.study_sweeper._space import Param, Point, Space
+from hydra_plugins.study_sweeper._study import (
+    FOLDER,
+    REASON,
+    SAME_AS,
+    counts,
+    fixed_of,
+    params_of,
+    section,
+)
+from hydra_plugins.study_sweeper._text import as_read
 
 log = logging.getLogger(__name__)
 
@@ -164,11 +173,9 @@ class Results:
         else:
             program = ["python", sys.argv[0]] if typed.suffix == ".py" else [typed.name]
         point = self._space.overrides(self._point(trial))
-        known = {param.name for param in self._space.params}
-        extra = [f"{k}={written(v)}" for k, v in trial.params.items() if k not in known]
         left_out = {"hydra", *self._bookkeeping}
         fixed = [one for one in self._space.fixed if section(one) not in left_out]
-        return [*program, *fixed, *point, *extra]
+        return [*program, *fixed, *point]
 
     def _write_best(self, best: Sequence[FrozenTrial]) -> None:
         if len(self._names) == 1:
@@ -218,21 +225,16 @@ class Results:
         parts += [OmegaConf.to_yaml(config)] if len(config) else []
         return "\n".join([*lines, *parts]).rstrip() + "\n"
 
-    def _point(self, trial: FrozenTrial) -> dict[str, Value]:
-        params = {param.name: param for param in self._space.params}
-        return {
-            key: params[key].rounded(value) if key in params else value
-            for key, value in trial.params.items()
-        }
+    def _point(self, trial: FrozenTrial) -> Point:
+        return self._space.of_trial(params_of(trial))
 
     def _trial(self, trial: FrozenTrial) -> dict[str, Any]:
         attrs = trial.user_attrs
         pruned = attrs.get(PRUNED) if trial.state == TrialState.PRUNED else None
-        params = self._point(trial) or dict(trial.system_attrs.get("fixed_params", {}))
         return {
             "number": trial.number,
             "state": _STATES[trial.state],
-            "params": params,
+            "params": self._point(trial),
             "values": list(trial.values) if trial.state == TrialState.COMPLETE else None,
             "reason": pruned["reason"] if pruned else attrs.get(REASON),
             "steps": {str(step): value for step, value in trial.intermediate_values.items()},
@@ -245,7 +247,7 @@ class Results:
         """For each objective; None where there are too few trials to say."""
         found = []
         names = {name for trial in self._study.get_trials(deepcopy=False) for name in trial.params}
-        if names == {param.name for param in self._space.params} and len(names) == 1:
+        if names == set(self._space.by_name) and len(names) == 1:
             return [{self._space.params[0].name: 1.0} for _ in self._names]
         for place, direction in enumerate(self._study.directions):
             try:

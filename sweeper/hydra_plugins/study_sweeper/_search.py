@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hydra_plugins.study_sweeper._presence import Presence
 from hydra_plugins.study_sweeper._report import PRUNED, trial_of
-from hydra_plugins.study_sweeper._space import Point, Space, written
+from hydra_plugins.study_sweeper._space import Point, Space
 from hydra_plugins.study_sweeper._storage import awaited
 from hydra_plugins.study_sweeper._study import (
     FOLDER,
@@ -34,6 +34,7 @@ from hydra_plugins.study_sweeper._study import (
     counts,
     is_taken,
 )
+from hydra_plugins.study_sweeper._text import written
 
 log = logging.getLogger(__name__)
 
@@ -158,20 +159,15 @@ class Search:
 
     def _jobs(self, begun: _Open, count: int) -> list[tuple[int, list[str], str]]:
         point = self._space.overrides(begun.point)
-        extra = [f"{k}={written(v)}" for k, v in begun.point.items() if k not in self._names]
         label = " ".join(f"{key}={_in_short(value)}" for key, value in begun.point.items())
         jobs = []
         for replicate in begun.left[:count]:
             own = [f"{self._key}={replicate}"] if self._replicates > 1 else []
             num = begun.number * self._replicates + replicate
-            overrides = [*self._space.fixed, *point, *extra, *own]
+            overrides = [*self._space.fixed, *point, *own]
             jobs.append((num, overrides, " ".join([label, *own])))
         del begun.left[:count]
         return jobs
-
-    @property
-    def _names(self) -> set[str]:
-        return {param.name for param in self._space.params}
 
     def _continued(self, num_free: int) -> list[tuple[int, list[str], str]]:
         """The next replicates of trials that have had some, and are worth the next."""

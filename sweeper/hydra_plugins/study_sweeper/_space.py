@@ -1,31 +1,14 @@
-"""The space of a search: Hydra's overrides <-> Optuna's distributions, one function each way.
-
-lr=tag(log,interval(1e-5,1e-1))   -> FloatDistribution(1e-5, 0.1, log=True)
-depth=range(1,4)                  -> IntDistribution(1, 3): Hydra's range leaves its end out
-model=a,b                         -> CategoricalDistribution(("a", "b"))
-epochs=10                         -> fixed
-"""
+"""The space of a search: its dimensions, which of them a point has, and what is fixed."""
 
 import itertools
 import math
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import (
-    ChoiceSweep,
-    Glob,
-    IntervalSweep,
-    Override,
-    Quote,
-    QuotedString,
-    RangeSweep,
-    Sweep,
-    Transformer,
-)
+from hydra.core.override_parser.types import Override
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -33,18 +16,21 @@ from optuna.distributions import (
     IntDistribution,
 )
 
+from hydra_plugins.study_sweeper._distribution import (
+    MAX_FINITE,
+    distribution,
+    ends,
+    has_sweep,
+    rounded,
+    values,
+    values_of,
+    within,
+)
 from hydra_plugins.study_sweeper._errors import BadSearch
+from hydra_plugins.study_sweeper._text import PARSER, Value, plain, texts, written
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
-
-# Optuna's choices; what else can be written as an override is a string here.
-Value = None | bool | int | float | str
-
-# Of a grid over a stepped float: what is left of 0.1 + 0.2 after this many digits is rounding.
-DIGITS = 12
-# A larger space counts as infinite.
-MAX_FINITE = 10_000
 
 
 @dataclass(frozen=True)
@@ -68,12 +54,7 @@ class Param:
 
     def override(self, value: Value) -> str:
         """What sets it to a value of its distribution."""
-        return f"{self.key}={written(self.rounded(value))}"
-
-    def rounded(self, value: Value) -> Value:
-        if isinstance(value, float) and getattr(self.distribution, "step", None):
-            return float(f"{value:.{DIGITS}g}")
-        return value
+        return f"{self.key}={written(rounded(self.distribution, value))}"
 
     def suggested(self, trial: "Trial") -> Value:
         """The trial's value: proposed by the study's sampler, if it has none yet."""
@@ -87,33 +68,15 @@ class Param:
         else:
             assert isinstance(own, CategoricalDistribution)
             found = trial.suggest_categorical(self.name, own.choices)
-        return self.rounded(found)
+        return rounded(own, found)
 
     def values(self) -> list[Value] | None:
         """All that it can be; None: too many to be counted."""
-        own = self.distribution
-        if isinstance(own, CategoricalDistribution):
-            return list(own.choices)
-        if own.single():  # type: ignore[no-untyped-call, unused-ignore]
-            return [own.low]  # type: ignore[attr-defined]
-        if isinstance(own, IntDistribution):
-            count = (own.high - own.low) // own.step + 1
-            return list(range(own.low, own.high + 1, own.step)) if count <= MAX_FINITE else None
-        assert isinstance(own, FloatDistribution)
-        if own.step is None:
-            return None
-        count = round((own.high - own.low) / own.step) + 1
-        if count > MAX_FINITE:
-            return None
-        return [self.rounded(own.low + i * own.step) for i in range(count)]
+        return values(self.distribution)
 
-    def ends(self) -> list[Value]:
-        """Values that show whether it can be composed: the bounds, or every choice."""
-        own = self.distribution
-        if isinstance(own, CategoricalDistribution):
-            return list(own.choices)
-        assert isinstance(own, (IntDistribution, FloatDistribution))
-        return [own.low] if own.low == own.high else [own.low, own.high]
+    def holds(self, point: Mapping[str, Value]) -> bool:
+        """Whether it is part of a point, those that it depends on being there."""
+        return all(o in point and written(point[o]) in wanted for o, wanted in self.when.items())
 
 
 Point = dict[str, Value]
@@ -126,17 +89,26 @@ class Space:
     params: Sequence[Param]
     fixed: Sequence[str]
 
+    @cached_property
+    def by_name(self) -> dict[str, Param]:
+        return {param.name: param for param in self.params}
+
     def suggested(self, trial: "Trial") -> Point:
         """A point for a trial, dimension by dimension."""
-        point: Point = {}
-        for param in self.params:
-            if _holds(param.when, point):
-                point[param.name] = param.suggested(trial)
-        return point
+        return self._point(lambda param: param.suggested(trial))
+
+    def of_trial(self, params: Mapping[str, Any]) -> Point:
+        """A point as a study has it, without the noise of steps; with what is none of our own."""
+        known = self.by_name
+        return {
+            name: rounded(known[name].distribution, value) if name in known else value
+            for name, value in params.items()
+        }
 
     def overrides(self, point: Mapping[str, Value]) -> list[str]:
-        """What sets a point, without what is fixed."""
-        return [p.override(point[p.name]) for p in self.params if p.name in point]
+        """What sets a point, without what is fixed; also what an application has added to it."""
+        own = [param.override(point[param.name]) for param in self.params if param.name in point]
+        return own + [f"{k}={written(v)}" for k, v in point.items() if k not in self.by_name]
 
     def is_conditional(self) -> bool:
         return any(param.when for param in self.params)
@@ -144,22 +116,19 @@ class Space:
     def points(self) -> Iterator[Point] | None:
         """Every point, in order; None: there are too many."""
         every = [param.values() for param in self.params]
-        if not every or any(values is None for values in every):
+        counted = [one for one in every if one is not None]
+        if not every or len(counted) < len(every) or math.prod(map(len, counted)) > MAX_FINITE:
             return None
-        if math.prod(len(values) for values in every if values is not None) > MAX_FINITE:
-            return None
-        return self._points([values for values in every if values is not None])
+        return self._points(counted)
 
-    def _points(self, every: Sequence[Sequence[Value]]) -> Iterator[Point]:
-        seen = set()
-        for values in itertools.product(*every):
-            point: Point = {}
-            for param, value in zip(self.params, values, strict=True):
-                if _holds(param.when, point):
-                    point[param.name] = value
-            if (key := identity(point)) not in seen:
-                seen.add(key)
-                yield point
+    def samples(self) -> Iterator[Point]:
+        """Points that show whether all can be composed: every choice, and the ends of every range,
+        with the first of all others where these leave it in."""
+        first = {param.name: ends(param.distribution)[0] for param in self.params}
+        for param in self.params:
+            for value in ends(param.distribution):
+                chosen = {**first, **self._that_hold(param), param.name: value}
+                yield self._point(lambda one, chosen=chosen: chosen[one.name])  # type: ignore[misc]
 
     def checked(self, given: Mapping[str, Any], where: str) -> Point:
         """A point that somebody wrote down, its values as the distributions have them. What is left
@@ -168,16 +137,15 @@ class Space:
         Raises:
             BadSearch: it has an unknown key, or a value out of range.
         """
-        known = {param.name: param for param in self.params}
         point: Point = {}
         for key, value in given.items():
             name = key.lstrip("+")
-            if name in known:
-                point[name] = _within(known[name], value, where)
-            elif _fixed_texts(self.fixed).get(name) not in _texts(value):
-                raise BadSearch(
-                    f"{where}: {key} is not searched. Searched: {', '.join(known) or 'nothing'}."
-                )
+            if name in self.by_name:
+                own = self.by_name[name].distribution
+                point[name] = within(own, value, f"{where}: {name}")
+            elif _fixed_texts(self.fixed).get(name) not in texts(value):
+                known = ", ".join(self.by_name) or "nothing"
+                raise BadSearch(f"{where}: {key} is not searched. Searched: {known}.")
         dropped: set[str] = set()
         for param in self.params:
             for other, wanted in param.when.items():
@@ -185,84 +153,39 @@ class Space:
                     dropped.add(param.name)
         return {name: value for name, value in point.items() if name not in dropped}
 
+    # --- inside ------------------------------------------------------------------------------
+
+    def _point(self, value_of: Callable[[Param], Value]) -> Point:
+        """A point, dimension by dimension; of each that the conditions leave in, its value."""
+        point: Point = {}
+        for param in self.params:
+            if param.holds(point):
+                point[param.name] = value_of(param)
+        return point
+
+    def _points(self, every: Sequence[Sequence[Value]]) -> Iterator[Point]:
+        seen = set()
+        for one in itertools.product(*every):
+            chosen = dict(zip(self.by_name, one, strict=True))
+            point = self._point(lambda param, chosen=chosen: chosen[param.name])  # type: ignore[misc]
+            if (key := identity(point)) not in seen:
+                seen.add(key)
+                yield point
+
+    def _that_hold(self, param: Param) -> Point:
+        """Values of others with which a parameter is part of a point."""
+        found: Point = {}
+        for other, wanted in param.when.items():
+            own = self.by_name[other]
+            several = own.values() or ends(own.distribution)
+            if fitting := [value for value in several if written(value) in wanted]:
+                found |= {other: fitting[0], **self._that_hold(own)}
+        return found
+
 
 def identity(point: Mapping[str, Value]) -> tuple[tuple[str, str], ...]:
     """Equal for equal points."""
     return tuple(sorted((name, written(value)) for name, value in point.items()))
-
-
-def written(value: Any) -> str:
-    """A value as an override has it. A string is taken as typed, where Hydra takes it for one
-    value (it may be a number, or a list); otherwise it comes in quotes."""
-    return _written(value)
-
-
-def _written(value: Any, *, is_exact: bool = False, is_nested: bool = False) -> str:
-    """
-    Args:
-        is_exact: whether a string is the string itself, even if it looks like a number.
-    """
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        return repr(value)
-    if isinstance(value, (list, tuple)):
-        inside = (_written(one, is_exact=is_exact, is_nested=True) for one in value)
-        return f"[{','.join(inside)}]"
-    if isinstance(value, Mapping):
-        pairs = (
-            f"{key}:{_written(one, is_exact=is_exact, is_nested=True)}"
-            for key, one in value.items()
-        )
-        return f"{{{','.join(pairs)}}}"
-    if isinstance(value, QuotedString):
-        return _typed(value.text, True, is_nested)
-    return _typed(value, is_exact, is_nested) if isinstance(value, str) else str(value)
-
-
-_PARSER = OverridesParser.create()
-_NO_VALUE = object()
-
-
-@lru_cache(maxsize=50_000)
-def _typed(text: str, is_exact: bool, is_nested: bool) -> str:
-    """A string as it can be typed, in quotes where it needs them."""
-    found = _unquoted(_parsed_value(f"[{text}]" if is_nested else text))
-    if is_nested:
-        found = found[0] if isinstance(found, list) and len(found) == 1 else _NO_VALUE
-    is_one = found is not _NO_VALUE and not isinstance(found, Sweep)
-    is_plain = found == text if is_exact else is_one
-    return text if is_plain else QuotedString(text, Quote.single).with_quotes()
-
-
-def _parsed_value(text: str) -> Any:
-    """What Hydra takes a text for, `_NO_VALUE` for none."""
-    try:
-        return _PARSER.parse_override(f"it={text}")._value
-    except Exception:  # its parser raises what it likes
-        return _NO_VALUE
-
-
-def _unquoted(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_unquoted(one) for one in value]
-    return value.text if isinstance(value, QuotedString) else value
-
-
-def as_read(text: str) -> Any:
-    """What an override sets with a text that is one value."""
-    return _PARSER.parse_override(f"it={text}").value()
-
-
-def _texts(value: Any) -> list[str]:
-    """What a choice may look like that somebody means by a value: they may write 1e-3 for 0.001,
-    or a string with or without its quotes."""
-    found = [written(value)]
-    if isinstance(value, str) and (parsed := _parsed_value(value)) is not _NO_VALUE:
-        found.append(_written(parsed, is_exact=True))
-    return [*found, _written(value, is_exact=True)]
 
 
 # --- from overrides -------------------------------------------------------------------------
@@ -296,7 +219,7 @@ def space(
             chosen.pop(name.lstrip("~"), None)
         if override.is_sweep_override():
             chosen[name] = Param(key, distribution(override))
-        elif _has_sweep(override._value):
+        elif has_sweep(override._value):
             raise BadSearch(
                 f"{override.input_line}: a range or choices within a list or a dictionary cannot "
                 f"be searched; give them a key of their own: {name}.key=interval(0,1)."
@@ -322,120 +245,6 @@ def flat(given: Mapping[Any, Any], whole: Collection[str] = (), prefix: str = ""
         else:
             found[name] = value
     return found
-
-
-def values_of(override: Override) -> list[Value] | None:
-    """The values that an override names, one or several; None: too many to be counted.
-
-    Raises:
-        BadSearch: there is nothing in it, or it makes no sense.
-    """
-    if not override.is_sweep_override():
-        return [_choice(override._value)]
-    return Param(str(override.get_key_element()), distribution(override)).values()
-
-
-def distribution(override: Override) -> BaseDistribution:
-    """Optuna's for a sweep of Hydra's.
-
-    Raises:
-        BadSearch: there is nothing in it, or it makes no sense.
-    """
-    sweep = override._value
-    try:
-        if isinstance(sweep, IntervalSweep):
-            return _of_interval(sweep)
-        if isinstance(sweep, RangeSweep):
-            return _of_range(sweep)
-        assert isinstance(sweep, (ChoiceSweep, Glob))
-        return _of_choices(override)
-    except ValueError as error:
-        raise BadSearch(f"{override.input_line}: {error}.") from error
-
-
-def _of_interval(sweep: IntervalSweep) -> BaseDistribution:
-    low, high = sweep.start, sweep.end
-    if low is None or high is None:
-        raise ValueError("an interval needs two ends")
-    is_log = _is_log(sweep.tags, low)
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError("an interval's ends are finite numbers")
-    if low > high:
-        raise ValueError(f"the interval is empty: {low:g} is above {high:g}")
-    if "int" in sweep.tags or (isinstance(low, int) and isinstance(high, int)):
-        if low != int(low) or high != int(high):
-            raise ValueError("an interval of integers has integers as its ends")
-        return IntDistribution(int(low), int(high), log=is_log)
-    return FloatDistribution(float(low), float(high), log=is_log)
-
-
-def _of_range(sweep: RangeSweep) -> BaseDistribution:
-    start, stop, step = sweep.start, sweep.stop, sweep.step
-    if start is None or stop is None or not step:
-        raise ValueError("a range needs a start, an end and a step that is not 0")
-    if not all(math.isfinite(one) for one in (start, stop, step)):
-        raise ValueError("a range's start, end and step are finite numbers")
-    count = math.ceil((stop - start) / step - 1e-9)
-    if count < 1:
-        raise ValueError(f"the range is empty: its end, {stop:g}, is left out")
-    last = start + (count - 1) * step
-    low, high = min(start, last), max(start, last)
-    is_log = _is_log(sweep.tags, low)
-    if is_log and abs(step) != 1:
-        raise ValueError("a range with the tag log has a step of 1; use an interval")
-    is_int = all(one == int(one) for one in (start, stop, step))
-    if "int" in sweep.tags and not is_int:
-        raise ValueError("a range of integers has integers as its start, end and step")
-    if "int" in sweep.tags or all(isinstance(one, int) for one in (start, stop, step)):
-        return IntDistribution(int(low), int(high), log=is_log, step=int(abs(step)))
-    if is_log:
-        raise ValueError("a range with the tag log has integers; use an interval")
-    low, high = (float(f"{one:.{DIGITS}g}") for one in (low, high))
-    return FloatDistribution(low, high, step=float(abs(step)))
-
-
-def _of_choices(override: Override) -> BaseDistribution:
-    sweep = override._value
-    # Not Hydra's iterator: it shuffles anew at each start, and a study's choices have an order.
-    is_listed = isinstance(sweep, ChoiceSweep)
-    values = sweep.list if is_listed else override.sweep_iterator(Transformer.identity)  # type: ignore[union-attr]
-    by_text: dict[str, Value] = {}
-    for value in values:
-        if _has_sweep(value):
-            raise ValueError("a range among choices cannot be searched")
-        choice = _choice(value)
-        by_text.setdefault(written(choice), choice)
-    if not by_text:
-        raise ValueError("there is nothing to choose from")
-    # 1, 1.0 and true are equal to Python, and to Optuna.
-    count = Counter(by_text.values())
-    return CategoricalDistribution([c if count[c] == 1 else t for t, c in by_text.items()])
-
-
-def _choice(value: Any) -> Value:
-    """What Hydra has read, as one of Optuna's choices."""
-    if value is None or isinstance(value, (bool, int)):
-        return value
-    if isinstance(value, float) and math.isfinite(value):
-        return value
-    return _written(value, is_exact=True)
-
-
-def _has_sweep(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return any(_has_sweep(one) for one in value)
-    if isinstance(value, Mapping):
-        return any(_has_sweep(one) for one in value.values())
-    return isinstance(value, Sweep)
-
-
-def _is_log(tags: set[str], low: float) -> bool:
-    unknown = sorted(tags - {"log", "int"})
-    if unknown:
-        raise ValueError(f"the tag {unknown[0]} is not known here; log and int are")
-    if "log" in tags and low <= 0:
-        raise ValueError(f"with the tag log it begins above 0, not at {low:g}")
-    return "log" in tags
 
 
 def _right_side(key: str, value: Any) -> str:
@@ -495,22 +304,22 @@ def _conditions(
 def _condition_texts(asked: Any) -> list[Any]:
     """{strategy: fine_tune} is "strategy=fine_tune", which a command line would have to quote."""
     if isinstance(asked, Mapping):
-        several = {k: v if isinstance(v, (list, tuple)) else [v] for k, v in asked.items()}
-        return [f"{k}={','.join(map(written, values))}" for k, values in several.items()]
+        wanted = {k: v if isinstance(v, (list, tuple)) else [v] for k, v in asked.items()}
+        return [f"{k}={','.join(map(written, several))}" for k, several in wanted.items()]
     return list(asked) if isinstance(asked, (list, tuple)) else [asked]
 
 
 def _condition(text: Any, where: str, known: Mapping[str, Any]) -> tuple[str, frozenset[str]]:
     """strategy=fine_tune,full -> the other key, and its values as text."""
     try:
-        override = _PARSER.parse_override(str(text))
+        override = PARSER.parse_override(str(text))
         name = str(override.get_key_element()).lstrip("+")
-        values = values_of(override)
+        several = values_of(override)
     except Exception as error:
         raise _no_condition(text, where, known) from error
-    if values is None or override.is_delete():
+    if several is None or override.is_delete():
         raise _no_condition(text, where, known)
-    return name, frozenset(written(value) for value in values)
+    return name, frozenset(map(written, several))
 
 
 def _no_condition(text: Any, where: str, known: Mapping[str, Any]) -> BadSearch:
@@ -523,19 +332,14 @@ def _no_condition(text: Any, where: str, known: Mapping[str, Any]) -> BadSearch:
 def _fixed_texts(fixed: Sequence[str]) -> dict[str, str]:
     """key -> value, as conditions and points are compared with it."""
     pairs = (line.lstrip("+").partition("=") for line in fixed if not line.startswith("~"))
-    return {key: _plain(text) for key, _, text in pairs}
-
-
-def _plain(text: str) -> str:
-    parsed = _parsed_value(text)
-    return text if parsed is _NO_VALUE else _written(parsed, is_exact=True)
+    return {key: plain(text) for key, _, text in pairs}
 
 
 def _check_choices(param: Param, wanted: frozenset[str], where: str) -> None:
-    values = param.values()
-    known = {written(value) for value in values} if values is not None else wanted
+    several = param.values()
+    known = {written(value) for value in several} if several is not None else wanted
     for text in sorted(wanted - known):
-        shown = [written(value) for value in values or ()]
+        shown = [written(value) for value in several or ()]
         if len(shown) > 20:
             shown = [*shown[:20], "..."]
         raise BadSearch(f"{where}: {param.name} is never {text}; it is one of {', '.join(shown)}.")
@@ -555,40 +359,3 @@ def _ordered(
         placed[first.name] = Param(first.key, first.distribution, conditions.get(first.name, {}))
         left.remove(first)
     return list(placed.values())
-
-
-def _holds(when: Mapping[str, frozenset[str]], point: Mapping[str, Value]) -> bool:
-    return all(other in point and written(point[other]) in values for other, values in when.items())
-
-
-def _within(param: Param, value: Any, where: str) -> Value:
-    """A value as its distribution has it."""
-    own = param.distribution
-    if isinstance(own, CategoricalDistribution):
-        texts = _texts(value)
-        same = [one for text in texts for one in own.choices if written(one) == text]
-        same += [one for one in own.choices if one == value and _is_bool(one) == _is_bool(value)]
-        if not same:
-            choices = ", ".join(written(choice) for choice in own.choices)
-            raise BadSearch(f"{where}: {param.name}={value}: it is one of {choices}.")
-        return same[0]
-    assert isinstance(own, (IntDistribution, FloatDistribution))
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise BadSearch(f"{where}: {param.name}={value} is not a number.") from None
-    is_int = isinstance(own, IntDistribution)
-    is_whole = not is_int or number.is_integer()
-    kept = int(number) if is_int and is_whole else number
-    if not is_whole or not own._contains(kept):
-        raise BadSearch(
-            f"{where}: {param.name}={value} is not in the space, {own.low:g} to {own.high:g}"
-            f"{f' in steps of {own.step:g}' if own.step else ''}."
-        )
-    if own.step and not is_int:  # 0.1 + 0.2 is meant to be 0.3
-        kept = own.low + round((kept - own.low) / own.step) * own.step
-    return param.rounded(kept)
-
-
-def _is_bool(value: Any) -> bool:
-    return isinstance(value, bool)

@@ -171,7 +171,6 @@ def problem(error: Exception, storage: "str | DictConfig") -> str | None:
 
 
 def _told(error: Exception, storage: "str | DictConfig") -> str | None:
-    """What is the matter with the storage; None: the error is of something else."""
     if isinstance(error, optuna.exceptions.StorageInternalError) and error.__cause__ is not None:
         return _first_line(getattr(error.__cause__, "orig", None) or error.__cause__)
     if isinstance(error, (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error)):
@@ -273,9 +272,8 @@ def _make(path: Path, options: dict[str, Any], is_local: bool, is_alone: bool) -
     """A file is made whole aside, then put in place: a process that is killed while it makes the
     tables leaves none that is half made, and of two the later one finds it there."""
     if is_alone:
-        for (
-            suffix
-        ) in BESIDE:  # of one that was moved away: SQLite would take them for the new one's
+        # Of one that was moved away: SQLite would take them for the new one's.
+        for suffix in BESIDE:
             path.with_name(path.name + suffix).unlink(missing_ok=True)
         for litter in path.parent.glob(f".{glob.escape(path.name)}.*.part*"):
             litter.unlink(missing_ok=True)

@@ -330,17 +330,10 @@ class Trials:
         own = identity(point)
         for other in others:
             is_first = other.state.is_finished() or other.number < trial.number
-            params = self._rounded(other) or other.system_attrs.get("fixed_params")
+            params = self._space.of_trial(params_of(other))
             if is_first and params and identity(params) == own:
                 return other
         return None
-
-    def _rounded(self, trial: FrozenTrial) -> dict[str, Any]:
-        params = {param.name: param for param in self._space.params}
-        return {
-            key: params[key].rounded(value) if key in params else value
-            for key, value in trial.params.items()
-        }
 
     def _take_over(self, trial: Trial, same: FrozenTrial) -> None:
         """The value of a point that was evaluated before."""
@@ -374,17 +367,18 @@ class Trials:
         return [point for key, point in self._every.items() if key not in taken]
 
     def _taken(self, trials: Sequence[FrozenTrial]) -> set[tuple[tuple[str, str], ...]]:
-        taken = set()
-        for trial in trials:
-            if counts(trial):
-                waits_for = trial.system_attrs.get("fixed_params") if not trial.params else None
-                taken.add(identity(waits_for or self._rounded(trial)))
-        return taken
+        counted = filter(counts, trials)
+        return {identity(self._space.of_trial(params_of(trial))) for trial in counted}
 
 
 def counts(trial: FrozenTrial) -> bool:
     """Whether it is one of those that were asked for."""
     return SAME_AS not in trial.user_attrs and SURPLUS not in trial.user_attrs
+
+
+def params_of(trial: FrozenTrial) -> Mapping[str, Any]:
+    """What it has, or will have: one that waits may have been put into the queue with a point."""
+    return trial.params or trial.system_attrs.get("fixed_params") or {}
 
 
 def is_taken(trial: FrozenTrial) -> bool:

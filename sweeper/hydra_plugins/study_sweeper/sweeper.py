@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
@@ -13,6 +13,9 @@ from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.study_sweeper._errors import BadSearch
+
+if TYPE_CHECKING:
+    from hydra_plugins.study_sweeper._space import Space
 
 log = logging.getLogger(__name__)
 
@@ -88,46 +91,14 @@ def _is_group(context: HydraContext) -> Callable[[str], bool]:
     return is_group
 
 
-def _check_composes(space: Any, context: HydraContext, config: DictConfig) -> None:
-    """Every choice, and the ends of every range, with the first of all others.
-
-    Raises:
-        BadSearch: the configuration has no such key, or no such option.
+def _check_composes(space: "Space", context: HydraContext, config: DictConfig) -> None:
     """
-    first = {param.name: param.ends()[0] for param in space.params}
-    checked: list[Sequence[str]] = []
-    for param in space.params:
-        for value in param.ends():
-            point = {**first, param.name: value, **_that_hold(space, param)}
-            kept = {p.name: point[p.name] for p in space.params if _is_in(space, p, point)}
-            line = [*space.fixed, *space.overrides(kept)]
-            if line not in checked:
-                checked.append(line)
-                context.config_loader.load_sweep_config(config, list(line))
-
-
-def _that_hold(space: Any, param: Any) -> dict[str, Any]:
-    """Values of other parameters with which a parameter is part of the point."""
-    by_name = {one.name: one for one in space.params}
-    from hydra_plugins.study_sweeper._space import written
-
-    found: dict[str, Any] = {}
-    for other, wanted in param.when.items():
-        own = by_name[other]
-        fitting = [v for v in own.values() or own.ends() if written(v) in wanted]
-        if fitting:
-            found |= {other: fitting[0], **_that_hold(space, own)}
-    return found
-
-
-def _is_in(space: Any, param: Any, point: Mapping[str, Any]) -> bool:
-    from hydra_plugins.study_sweeper._space import written
-
-    by_name = {one.name: one for one in space.params}
-    return all(
-        written(point[other]) in wanted and _is_in(space, by_name[other], point)
-        for other, wanted in param.when.items()
-    )
+    Raises:
+        HydraException: the configuration has no such key, or no such option.
+    """
+    lines = dict.fromkeys((*space.fixed, *space.overrides(point)) for point in space.samples())
+    for line in lines:
+        context.config_loader.load_sweep_config(config, list(line))
 
 
 def _custom(
