@@ -141,6 +141,14 @@ def test_a_dry_run_shows_the_search_and_does_nothing(home: Home) -> None:
 
 
 @pytest.mark.slow
+def test_a_space_in_sections_names_its_runs(home: Home) -> None:
+    home.graft("hydra.sweeper.params={optimizer: {lr: 'interval(1e-3,1e-2)'}}", "epochs=1",
+               "hydra.sweeper.n_trials=2")  # fmt: skip
+    assert all(row["run"].startswith("optimizer.lr=0.0") for row in home.table)
+    assert len({row["run"] for row in home.table}) == 2
+
+
+@pytest.mark.slow
 def test_a_depth_is_searched_only_where_there_is_one(home: Home) -> None:
     home.graft(
         "strategy=head_only,fine_tune", "strategy.depth=range(1,4)", "optimizer.lr=1e-3",

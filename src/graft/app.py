@@ -326,7 +326,7 @@ def _axes(cfg: DictConfig) -> list[str]:
     sweeper = OmegaConf.select(cfg, "hydra.sweeper") or {}
     is_sweep = OmegaConf.select(cfg, "hydra.mode") == hydra.types.RunMode.MULTIRUN
     if is_sweep:
-        axes += [key.lstrip("+") for key in sweeper.get("params") or {}]
+        axes += [key.lstrip("+") for key in _leaves(sweeper.get("params") or {})]
         if sweeper.get("replicates", 1) > 1:
             axes.append(sweeper["replicate_key"])
         if sweeper.get("custom_search_space") is not None:
@@ -335,6 +335,15 @@ def _axes(cfg: DictConfig) -> list[str]:
     given = _overrides(cfg)
     axes = [key for key in dict.fromkeys(axes) if key in given or _is_key(cfg, key)]
     return axes or [key for key in _overrides(cfg) if not naming.is_bookkeeping(key)]
+
+
+def _leaves(section: Any, prefix: str = "") -> list[str]:
+    """The keys of what a section holds: `optimizer.lr`, be it written in one line or in two."""
+    found = []
+    for key, value in section.items():
+        is_section = OmegaConf.is_dict(value)
+        found += _leaves(value, f"{prefix}{key}.") if is_section else [f"{prefix}{key}"]
+    return found
 
 
 def _is_key(cfg: DictConfig, key: str) -> bool:
