@@ -335,3 +335,10 @@ def test_bookkeeping_is_no_part_of_the_best_command(search: Any) -> None:
     found = search(square, [*X, "where=there", "++nested.more=2", "y=3"], *settings)
     words = shlex.split(found.search["best_command"])
     assert [one.partition("=")[0] for one in words if "=" in one] == ["y", "x"]
+
+
+def test_the_best_is_the_largest_where_that_is_asked_for(search: Any) -> None:
+    found = search(lambda cfg: float(cfg.x), ["x=1,3,2"], "n_trials=3", "direction=maximize")
+    assert found.results == {"name": "optuna", "best_params": {"x": 3}, "best_value": 3.0}
+    best = found.search["trials"][found.search["best"][0]]
+    assert best["params"] == {"x": 3} and found.search["best_command"].endswith(" x=3")

@@ -279,7 +279,6 @@ def test_points_to_begin_with_change_nothing_of_what_is_proposed_after_them(sear
 # --- a second start --------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["tpe", *(pytest.param(n, marks=SLOW) for n in ("random", "nsgaii", "cmaes"))]
 )
