@@ -13,37 +13,25 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from tests.home import Home
 
-TINY = (
-    "model=mobilenet_v3_small", "model.weights=none", "image_size=32", "batch_size=4",
-    "device=cpu", "dataset=csv", "dataset.target=Male", "tracking=off", "hydra/sweeper=search",
-    "hydra.sweeper.sampler.seed=0", "sweep.name=s", "hydra.launcher.cpu_slots=1",
+ALWAYS = (
+    "batch_size=4", "hydra/sweeper=search", "hydra.sweeper.sampler.seed=0", "sweep.name=s",
+    "hydra.launcher.cpu_slots=1",
 )  # fmt: skip
 RATES = "optimizer.lr=tag(log,interval(1e-4,1e-1))"
 # Prunes as soon as it may: three trials are enough to show it.
 HASTY = ("hydra.sweeper.pruner.n_startup_trials=1", "hydra.sweeper.together=1")
 
 
-class Home:
-    """A folder in which a user types commands."""
-
+class Search(Home):
     def __init__(self, path: Path, pictures: Path) -> None:
-        self.path, self.sweep = path, path / "outputs" / "s"
-        self._data = (f"dataset.csv={pictures / 'labels.csv'}", f"dataset.images={pictures}")
-        self._environment = {**os.environ, "GRAFT_CACHE": str(path / "cache")}
+        super().__init__(path, pictures, *ALWAYS)
+        self.sweep = self.outputs / "s"
 
-    def start(self, *arguments: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            [sys.executable, "-m", "graft", "-m", *TINY, *self._data, *arguments], cwd=self.path,
-            env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            start_new_session=True,
-        )  # fmt: skip
-
-    def graft(self, *arguments: str, code: int = 0) -> str:
-        process = self.start(*arguments)
-        out, _ = process.communicate(timeout=300)
-        assert process.returncode == code, out
-        return out
+    def said(self, *arguments: str, code: int = 0) -> str:
+        done = self.graft(*arguments, code=code)
+        return done.stdout + done.stderr
 
     @property
     def search(self) -> dict[str, Any]:
@@ -57,20 +45,20 @@ class Home:
 
 
 @pytest.fixture
-def home(tiny_pictures: Path, tmp_path: Path) -> Home:
-    return Home(tmp_path, tiny_pictures)
+def home(tiny_pictures: Path, tmp_path: Path) -> Search:
+    return Search(tmp_path, tiny_pictures)
 
 
-def test_a_search_prunes_goes_on_to_its_total_and_shows_what_it_learned(home: Home) -> None:
+def test_a_search_prunes_goes_on_to_its_total_and_shows_what_it_learned(home: Search) -> None:
     asked = (RATES, "strategy=head_only,fine_tune", "epochs=3", "metric=val_loss", *HASTY)
-    out = home.graft(*asked, "hydra.sweeper.n_trials=5")
+    out = home.said(*asked, "hydra.sweeper.n_trials=5")
     first = home.search
     assert [trial["number"] for trial in first["trials"]] == list(range(5))
     assert {trial["state"] for trial in first["trials"]} == {"completed", "pruned"}
     assert first["objectives"] == [{"name": "val_loss", "direction": "minimize"}]
     assert "The search has ended: its 5 trials are done" in out
 
-    out = home.graft(*asked, "hydra.sweeper.n_trials=7")
+    out = home.said(*asked, "hydra.sweeper.n_trials=7")
     assert "5 of 7 trials are there already" in out
     found = home.search
     assert found["trials"][:5] == first["trials"]
@@ -94,7 +82,7 @@ def test_a_search_prunes_goes_on_to_its_total_and_shows_what_it_learned(home: Ho
 
 
 @pytest.mark.slow
-def test_the_best_point_can_be_run_again_by_its_file(home: Home) -> None:
+def test_the_best_point_can_be_run_again_by_its_file(home: Search) -> None:
     home.graft(RATES, "strategy=head_only,fine_tune", "epochs=1", "hydra.sweeper.n_trials=2")
     best = home.search["trials"][home.search["best"][0]]["params"]
     code = """
@@ -127,21 +115,21 @@ print(made.optimizer.lr, made.strategy._target_.rpartition(".")[2], made.epochs)
     ],
 )
 def test_a_search_that_cannot_be_is_refused_and_leaves_nothing(
-    home: Home, arguments: list[str], words: str
+    home: Search, arguments: list[str], words: str
 ) -> None:
-    assert words in home.graft(*arguments, code=2)
+    assert words in home.said(*arguments, code=2)
     assert not (home.path / "outputs").exists()
 
 
-def test_a_dry_run_shows_the_search_and_does_nothing(home: Home) -> None:
-    out = home.graft(RATES, "strategy=head_only,fine_tune", "sweep.dry_run=true")
+def test_a_dry_run_shows_the_search_and_does_nothing(home: Search) -> None:
+    out = home.said(RATES, "strategy=head_only,fine_tune", "sweep.dry_run=true")
     assert "FloatDistribution(high=0.1, log=True, low=0.0001" in out
     assert "maximize val_accuracy; at most 20 trials" in out and "not begun" in out
     assert not (home.path / "outputs").exists()
 
 
 @pytest.mark.slow
-def test_a_space_in_sections_names_its_runs(home: Home) -> None:
+def test_a_space_in_sections_names_its_runs(home: Search) -> None:
     home.graft("hydra.sweeper.params={optimizer: {lr: 'interval(1e-3,1e-2)'}}", "epochs=1",
                "hydra.sweeper.n_trials=2")  # fmt: skip
     assert all(row["run"].startswith("optimizer.lr=0.0") for row in home.table)
@@ -149,7 +137,7 @@ def test_a_space_in_sections_names_its_runs(home: Home) -> None:
 
 
 @pytest.mark.slow
-def test_a_depth_is_searched_only_where_there_is_one(home: Home) -> None:
+def test_a_depth_is_searched_only_where_there_is_one(home: Search) -> None:
     home.graft(
         "strategy=head_only,fine_tune", "strategy.depth=range(1,4)", "optimizer.lr=1e-3",
         "hydra.sweeper.conditions={strategy.depth: {strategy: fine_tune}}", "epochs=1",
@@ -165,7 +153,7 @@ def test_a_depth_is_searched_only_where_there_is_one(home: Home) -> None:
 
 
 @pytest.mark.slow
-def test_a_point_is_judged_by_the_mean_over_seeds(home: Home) -> None:
+def test_a_point_is_judged_by_the_mean_over_seeds(home: Search) -> None:
     home.graft(RATES, "epochs=2", "hydra.sweeper.replicates=3", "hydra.sweeper.n_trials=3",
                "hydra/sweeper/pruner=none")  # fmt: skip
     rows = home.table
@@ -178,7 +166,7 @@ def test_a_point_is_judged_by_the_mean_over_seeds(home: Home) -> None:
 
 
 @pytest.mark.slow
-def test_several_objectives_have_a_front(home: Home) -> None:
+def test_several_objectives_have_a_front(home: Search) -> None:
     home.graft(
         RATES, "strategy=head_only,fine_tune", "epochs=1", "hydra.sweeper.n_trials=6",
         "sweep.objectives=[val_accuracy,trainable_parameters]",
@@ -192,7 +180,7 @@ def test_several_objectives_have_a_front(home: Home) -> None:
 
 
 @pytest.mark.slow
-def test_rates_that_diverge_fail_and_the_others_are_compared(home: Home) -> None:
+def test_rates_that_diverge_fail_and_the_others_are_compared(home: Search) -> None:
     home.graft(
         "optimizer=sgd", "optimizer.lr=1e-2,1e30", "strategy=full", "epochs=2", code=1,
     )  # fmt: skip
@@ -203,7 +191,7 @@ def test_rates_that_diverge_fail_and_the_others_are_compared(home: Home) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-def test_a_search_killed_again_and_again_has_the_trials_asked_for(home: Home, seed: int) -> None:
+def test_a_search_killed_again_and_again_has_the_trials_asked_for(home: Search, seed: int) -> None:
     """kill -9 of the driver at random moments: none lost, none doubled."""
     rng = random.Random(seed)
     asked = (RATES, "strategy=head_only,fine_tune", "epochs=3", "hydra.launcher.cpu_slots=2",

@@ -1,47 +1,25 @@
 """The command, as a user types it: a sweep is trained array by array, and goes on where it was."""
 
-import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 from safetensors.torch import load_file
+from tests.home import Done, Home
 
 from graft.record import CHECKPOINT, EPOCHS, LOG, RUN, read_run, read_runs
 
 STRATEGIES = "strategy=head_only,fine_tune"
-SWEEP = (
-    "model=mobilenet_v3_small", "model.weights=none", "image_size=32", "epochs=2",
-    "batch_size=16", "device=cpu", "dataset=csv", "dataset.target=Male", "tracking=off",
-    "sweep.name=s", "hydra/launcher=graft_inline",
-)  # fmt: skip
-
-Done = subprocess.CompletedProcess[str]
+SWEEP = ("epochs=2", "batch_size=16", "sweep.name=s", "hydra/launcher=graft_inline")
 
 
-class Home:
-    """A folder in which a user types commands, with a trunk cache of its own."""
-
+class Sweep(Home):
     def __init__(self, path: Path, pictures: Path) -> None:
-        self.path, self.sweep = path, path / "outputs" / "s"
-        self._data = (f"dataset.csv={pictures / 'labels.csv'}", f"dataset.images={pictures}")
-        self._environment = {**os.environ, "GRAFT_CACHE": str(path / "cache")}
-
-    def start(self, *arguments: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            [sys.executable, "-m", "graft", "-m", *SWEEP, *self._data, *arguments], cwd=self.path,
-            env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    def graft(self, *arguments: str) -> Done:
-        with self.start(*arguments) as process:
-            out, error = process.communicate(timeout=300)
-        assert process.returncode == 0, error
-        return subprocess.CompletedProcess(process.args, process.returncode, out, error)
+        super().__init__(path, pictures, *SWEEP)
+        self.sweep = self.outputs / "s"
 
     def name(self, strategy: str, rate: float) -> str:
         return f"strategy={strategy},optimizer.lr={rate}"
@@ -49,8 +27,8 @@ class Home:
 
 def new_home(
     factory: pytest.TempPathFactory, pictures: Path, name: str, *arguments: str
-) -> tuple[Home, Done]:
-    home = Home(factory.mktemp(name), pictures)
+) -> tuple[Sweep, Done]:
+    home = Sweep(factory.mktemp(name), pictures)
     return home, home.graft(*arguments)
 
 
@@ -58,12 +36,12 @@ RATES = "optimizer.lr=1e-2,1e-3"
 
 
 @pytest.fixture(scope="module")
-def swept(tiny_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, Done]:
+def swept(tiny_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep, Done]:
     return new_home(tmp_path_factory, tiny_pictures, "swept", STRATEGIES, RATES)
 
 
 @pytest.fixture(scope="module")
-def extended(swept: tuple[Home, Done]) -> tuple[Home, Done, dict[Path, int]]:
+def extended(swept: tuple[Sweep, Done]) -> tuple[Sweep, Done, dict[Path, int]]:
     """The same sweep with a third rate, and when each file was written before."""
     home, _ = swept
     before = {path: path.stat().st_mtime_ns for path in home.sweep.glob("*/*")}
@@ -91,7 +69,7 @@ def results(sweep: Path) -> dict[str, dict[str, Any]]:
 # --- arrays -----------------------------------------------------------------------------------
 
 
-def test_a_sweep_says_how_many_arrays_its_runs_make(swept: tuple[Home, Done]) -> None:
+def test_a_sweep_says_how_many_arrays_its_runs_make(swept: tuple[Sweep, Done]) -> None:
     home, done = swept
     assert "4 runs in 2 arrays" in done.stderr
     assert "runs 1, 2 of 4, one array:" in done.stderr
@@ -101,7 +79,7 @@ def test_a_sweep_says_how_many_arrays_its_runs_make(swept: tuple[Home, Done]) ->
     )
 
 
-def test_each_runs_log_tells_its_own_epochs_alone(swept: tuple[Home, Done]) -> None:
+def test_each_runs_log_tells_its_own_epochs_alone(swept: tuple[Sweep, Done]) -> None:
     home, _ = swept
     for run in read_runs(home.sweep):
         lines = (run.path / LOG).read_text().splitlines()
@@ -109,7 +87,7 @@ def test_each_runs_log_tells_its_own_epochs_alone(swept: tuple[Home, Done]) -> N
         assert told == [f"{loss:.3f}" for loss in run.epochs["train_loss"]], run.name
 
 
-def test_what_is_frozen_is_computed_in_one_pass_for_both_arrays(swept: tuple[Home, Done]) -> None:
+def test_what_is_frozen_is_computed_in_one_pass_for_both_arrays(swept: tuple[Sweep, Done]) -> None:
     _, done = swept
     told = [line for line in done.stderr.splitlines() if "trunk: up to" in line]
     assert ["built" in line for line in told] == [True, False]
@@ -117,7 +95,7 @@ def test_what_is_frozen_is_computed_in_one_pass_for_both_arrays(swept: tuple[Hom
 
 
 def test_a_third_rate_trains_the_new_runs_alone_and_computes_nothing_again(
-    extended: tuple[Home, Done, dict[Path, int]],
+    extended: tuple[Sweep, Done, dict[Path, int]],
 ) -> None:
     home, done, _ = extended
     assert "4 of 6 runs are finished already." in done.stderr
@@ -130,7 +108,7 @@ def test_a_third_rate_trains_the_new_runs_alone_and_computes_nothing_again(
 
 
 def test_a_third_rate_leaves_the_files_of_finished_runs_as_they_are(
-    extended: tuple[Home, Done, dict[Path, int]],
+    extended: tuple[Sweep, Done, dict[Path, int]],
 ) -> None:
     home, _, before = extended
     assert {path.name for path in before} >= {RUN, EPOCHS, CHECKPOINT, "predictions.parquet"}
@@ -146,9 +124,9 @@ def test_a_third_rate_leaves_the_files_of_finished_runs_as_they_are(
 
 @pytest.mark.slow
 def test_one_job_after_the_other_gives_the_same_numbers_and_so_do_runs_added_later(
-    extended: tuple[Home, Done, dict[Path, int]], tiny_pictures: Path, tmp_path: Path
+    extended: tuple[Sweep, Done, dict[Path, int]], tiny_pictures: Path, tmp_path: Path
 ) -> None:
-    home = Home(tmp_path, tiny_pictures)
+    home = Sweep(tmp_path, tiny_pictures)
     home.graft(STRATEGIES, f"{RATES},1e-4", "hydra/launcher=basic")
     found = results(home.sweep)
     assert len(found) == 6 and found == results(extended[0].sweep)
@@ -156,9 +134,9 @@ def test_one_job_after_the_other_gives_the_same_numbers_and_so_do_runs_added_lat
 
 @pytest.mark.slow
 def test_a_sweep_that_was_killed_goes_on_as_if_nothing_had_happened(
-    extended: tuple[Home, Done, dict[Path, int]], tiny_pictures: Path, tmp_path: Path
+    extended: tuple[Sweep, Done, dict[Path, int]], tiny_pictures: Path, tmp_path: Path
 ) -> None:
-    home = Home(tmp_path, tiny_pictures)
+    home = Sweep(tmp_path, tiny_pictures)
     arguments = (STRATEGIES, f"{RATES},1e-4")
     kill_at(home.start(*arguments), "  epoch 1/2")  # of the first array
     kill_at(home.start(*arguments), f"{home.name('fine_tune', 0.01)}: best epoch")

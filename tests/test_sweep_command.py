@@ -6,48 +6,21 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from tests.home import Home
 
 from graft.record import LOG, RUN, SWEEP, RunFolder, read_json, read_run, write_json
 from graft.status.__main__ import main as graft_sweep
 
-TINY = (
-    "model=mobilenet_v3_small", "model.weights=none", "image_size=32", "batch_size=4",
-    "device=cpu", "dataset=csv", "dataset.target=Male", "tracking=off",
-)  # fmt: skip
-Done = subprocess.CompletedProcess[str]
-
-
-class Home:
-    """A folder in which a user types commands."""
-
-    def __init__(self, path: Path, pictures: Path) -> None:
-        self.path, self.outputs = path, path / "outputs"
-        self._data = (f"dataset.csv={pictures / 'labels.csv'}", f"dataset.images={pictures}")
-        self._environment = {**os.environ, "GRAFT_CACHE": str(path / "cache")}
-
-    def start(self, *arguments: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            [sys.executable, "-m", "graft", "-m", *TINY, *self._data, *arguments], cwd=self.path,
-            env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            start_new_session=True,
-        )  # fmt: skip
-
-    def graft(self, *arguments: str) -> Done:
-        process = self.start(*arguments)
-        out, error = process.communicate(timeout=300)
-        return subprocess.CompletedProcess(process.args, process.returncode, out, error)
-
 
 @pytest.fixture
 def home(tiny_pictures: Path, tmp_path: Path) -> Home:
-    return Home(tmp_path, tiny_pictures)
+    return Home(tmp_path, tiny_pictures, "batch_size=4")
 
 
 @contextlib.contextmanager
@@ -82,7 +55,7 @@ def workers_of(pid: int) -> list[int]:
 
 
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(home: Home) -> None:
-    done = home.graft(
+    done = home.run(
         "strategy=head_only,fine_tune", "optimizer.lr=1e-2,1e-3", "sweep.name=s", "epochs=7",
         "hydra.launcher.cpu_slots=2", "sweep.dry_run=true",
     )  # fmt: skip
@@ -97,7 +70,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(home: Home) -> None:
 
 @pytest.mark.slow
 def test_a_dry_run_of_a_bad_request_is_refused_like_the_request(home: Home) -> None:
-    done = home.graft("optimizer.lr=1e-2,-1", "sweep.name=s", "sweep.dry_run=true")
+    done = home.run("optimizer.lr=1e-2,-1", "sweep.name=s", "sweep.dry_run=true")
     assert done.returncode == 2 and "optimizer.lr" in done.stderr
     assert not home.outputs.exists()
 
@@ -116,7 +89,7 @@ def test_a_sweep_that_is_worked_on_is_seen_refused_and_stopped_in_order(
         assert [run["state"] for run in seen["runs"]] == ["running", "running"]
         assert seen["runs"][0]["epoch"] > 0 and seen["runs"][0]["slot"] == "cpu 0"
 
-        second = home.graft("sweep.name=s", "epochs=3000", "optimizer.lr=1e-3,1e-4",
+        second = home.run("sweep.name=s", "epochs=3000", "optimizer.lr=1e-3,1e-4",
                             "strategy=fine_tune")  # fmt: skip
         assert second.returncode == 2
         assert f"is being worked on by process {process.pid} on" in second.stderr
@@ -185,11 +158,11 @@ def test_a_run_that_is_killed_says_so_and_another_takes_its_slot(home: Home) -> 
 @pytest.mark.slow
 def test_other_settings_are_refused_with_the_difference_unless_they_may_replace(home: Home) -> None:
     asked = ("optimizer.lr=1e-2,1e-3", "sweep.name=s", "hydra/launcher=graft_inline")
-    assert home.graft(*asked, "epochs=1").returncode == 0
-    refused = home.graft(*asked, "epochs=2")
+    assert home.run(*asked, "epochs=1").returncode == 0
+    refused = home.run(*asked, "epochs=2")
     assert refused.returncode == 2
     assert "epochs was 1, now 2" in refused.stderr and "sweep.overwrite=true" in refused.stderr
-    replaced = home.graft(*asked, "epochs=2", "sweep.overwrite=true")
+    replaced = home.run(*asked, "epochs=2", "sweep.overwrite=true")
     assert replaced.returncode == 0, replaced.stderr
     for path in home.outputs.glob("s/*/metrics.csv"):
         assert len(pd.read_csv(path)) == 2
@@ -198,11 +171,11 @@ def test_other_settings_are_refused_with_the_difference_unless_they_may_replace(
 @pytest.mark.slow
 def test_a_damaged_list_of_runs_is_made_anew_from_their_folders(home: Home) -> None:
     asked = ("optimizer.lr=1e-2,1e-3", "sweep.name=s", "epochs=1", "hydra/launcher=graft_inline")
-    assert home.graft(*asked).returncode == 0
+    assert home.run(*asked).returncode == 0
     path = home.outputs / "s" / "sweep.json"
     before = {run["run"] for run in (read_json(path) or {})["runs"]}
     path.write_bytes(path.read_bytes()[:40])
-    again = home.graft(*asked)
+    again = home.run(*asked)
     assert again.returncode == 0, again.stderr
     assert "sweep.json is damaged: made anew from the folders of its 2 runs" in again.stderr
     assert "All 2 runs are finished already" in again.stderr
@@ -213,7 +186,7 @@ def test_a_damaged_list_of_runs_is_made_anew_from_their_folders(home: Home) -> N
 def test_with_a_launcher_of_others_each_job_sees_to_itself_and_the_report_is_there(
     home: Home,
 ) -> None:
-    done = home.graft(
+    done = home.run(
         "optimizer.lr=1e-2,1e-3", "sweep.name=s", "epochs=1", "hydra/launcher=basic",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -226,12 +199,12 @@ def test_with_a_launcher_of_others_each_job_sees_to_itself_and_the_report_is_the
 def test_submitits_launcher_runs_the_same_jobs_and_the_report_is_there(home: Home) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     asked = ("optimizer.lr=1e-2,1e-3", "sweep.name=s", "epochs=1")
-    done = home.graft(*asked, "hydra/launcher=submitit_local")
+    done = home.run(*asked, "hydra/launcher=submitit_local")
     assert done.returncode == 0, done.stderr
     assert (home.outputs / "s" / "report.html").is_file()
     table = pd.read_csv(home.outputs / "s" / "results.csv")
     assert table["status"].tolist() == ["completed", "completed"]
-    again = home.graft(*asked)
+    again = home.run(*asked)
     assert "All 2 runs are finished already" in again.stderr
 
 

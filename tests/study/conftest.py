@@ -104,14 +104,11 @@ def conf(_fresh_hydra: None, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def search(conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
+def search(conf: Path, tmp_path: Path) -> Search:
     """Searches with a function: `search(task, ["x=1,2"], "n_trials=3", ...)`.
 
     Settings without a `/` or `hydra` are of `hydra.sweeper`.
     """
-
-    # For workers: a function of a test's module is looked up there.
-    monkeypatch.syspath_prepend(Path(__file__).parents[2])
 
     def run(
         task: Callable[[Any], Any],
