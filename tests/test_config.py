@@ -55,7 +55,7 @@ def test_plain_values_survive_the_way_there_and_back() -> None:
         ("dataset.fractions", [1.2, -0.1, -0.1], "dataset.fractions"),
         ("dataset.fractions", [0.8, 0.2], "dataset.fractions"),
         ("model.dropout", 1.0, "model.dropout=1.0"),
-        ("precision", "fp16", "expected one of float32, bfloat16, float16"),
+        ("precision", "fp16", "expected one of float32, tf32, bfloat16, float16"),
         ("metric", "test_accuracy", "expected one of val_accuracy"),
         ("strategy._target_", "os.system", "strategy._target_='os.system' is not allowed"),
         ("optimizer._target_", "torch.load", "is not allowed"),

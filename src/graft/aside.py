@@ -121,7 +121,7 @@ def _serve(first: str) -> None:
         except Exception as error:
             answer = (False, _plain(error))
         try:
-            pickle.dump(answer, answers)
+            pickle.dump(answer, answers, protocol=5)  # an array goes into the pipe as it lies
             answers.flush()
         except OSError:
             break

@@ -286,7 +286,7 @@ class RunConfig:
     image_size: int | None = _checked(
         Rule(lambda v: 8 <= v <= 4096, "a side in pixels, 8 to 4096"), default=None
     )
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
     activations: Literal["float32", "bfloat16"] = "float32"
     metric: str = _checked(Rule(lambda v: v in METRICS, f"one of {', '.join(METRICS)}"),
                            default="val_accuracy")  # fmt: skip

@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,17 @@ def device(name: str) -> torch.device:
     return found
 
 
+def has_tf32(device: torch.device) -> bool:
+    """Whether it multiplies float32 numbers in TensorFloat-32: 10 bits of precision, not 23."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def free_gpu_bytes(device: torch.device) -> int:
+    """What tensors may still take of a GPU: PyTorch's blocks that nothing is in count as free."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
 @functools.cache
 def keep_memory() -> None:
     """Let glibc keep large freed blocks instead of handing them back to the kernel each time.
@@ -79,6 +91,12 @@ def return_memory() -> None:
 def return_gpu_memory(error: BaseException) -> None:
     """After an error that was out of it: let go of what its frames hold, and of what is kept."""
     traceback.clear_frames(error.__traceback__)
+    # Where it was caught, its trace begins; those who called hold the batch, and are held by it.
+    frame = error.__traceback__.tb_frame if error.__traceback__ else None
+    while frame is not None:
+        with suppress(RuntimeError):  # still running, as all are from here on
+            frame.clear()
+        frame = frame.f_back
     torch.cuda.empty_cache()
 
 
@@ -101,7 +119,9 @@ def prepare_process(config: RunConfig) -> None:
     torch.manual_seed(config.seed)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+    # PyTorch's own default is TF32 in convolutions: 10 bits of precision under the name float32.
     torch.backends.cudnn.allow_tf32 = config.precision != "float32"
+    torch.backends.cuda.matmul.allow_tf32 = config.precision == "tf32"
 
 
 @functools.cache

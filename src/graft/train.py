@@ -69,6 +69,10 @@ def resolve(config: RunConfig) -> RunConfig:
     device = machine.device(config.device)
     if config.precision == "float16" and device.type == "cpu":
         raise ConfigError("precision=float16 needs a GPU. Use float32, or bfloat16, on a CPU.")
+    if config.precision == "tf32" and not machine.has_tf32(device):
+        raise ConfigError(
+            "precision=tf32 needs an NVIDIA GPU of the Ampere generation or later. Use float32."
+        )
     size = config.image_size or config.dataset.own_image_size or backbone.input_size
     return replace(config, model=model, image_size=size, device=str(device))
 
@@ -279,7 +283,7 @@ def _fitting(network: Network, fed: Supply) -> int:
     sizes = [(p.numel(), p.requires_grad) for p in network.module.parameters()]
     of_run = 4 * sum(5 * count if trains else count for count, trains in sizes)
     if fed.config.device.startswith("cuda"):
-        free, _ = torch.cuda.mem_get_info(fed.config.device)
+        free = machine.free_gpu_bytes(torch.device(fed.config.device))
     else:
         free = available_bytes()
     return max(1, int(free / 2 / of_run))

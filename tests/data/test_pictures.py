@@ -17,15 +17,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from graft.data.pictures import (
-    Pictures,
-    Unreadable,
-    available_bytes,
-    decode,
-    normalise,
-    opened,
-    rgb,
-)
+from graft.data.decode import Unreadable, decode, opened, rgb
+from graft.data.pictures import Pictures, available_bytes, normalise
 
 SIZE = 32
 

@@ -11,8 +11,7 @@ import os
 import stat
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import cache as remember
 from pathlib import Path
@@ -21,14 +20,8 @@ from typing import Literal, NamedTuple
 import PIL
 from PIL import Image
 
-from graft.data.pictures import (
-    Unreadable,
-    digest_of,
-    num_cores,
-    opened,
-    opened_file,
-    rgb,
-)
+from graft.data.decode import Unreadable, digest_of, opened, opened_file, rgb
+from graft.data.decoders import Decoders
 from graft.data.raw import SHOWN
 from graft.record import write_whole
 
@@ -191,11 +184,23 @@ class _Looks:
                 rest.append(row)
             else:
                 yield row, known
-        pool = ThreadPoolExecutor(workers or num_cores(), "check")
-        try:
-            yield from zip(rest, pool.map(self._decoded, (paths[row] for row in rest)), strict=True)
-        finally:
-            pool.shutdown(cancel_futures=True)
+        # What is known travels with each call: to threads only.
+        many = 0 if self._by_digest else len(rest)
+        with Decoders("check", workers or None, many) as decoders:
+            size = decoders.at_a_time
+            parts = [rest[start : start + size] for start in range(0, len(rest), size)]
+            futures = [
+                decoders.submit(
+                    decoders.call,
+                    look,
+                    [paths[row] for row in part],
+                    self._max_pixels,
+                    self._by_digest,
+                )
+                for part in parts
+            ]
+            for part, future in zip(parts, futures, strict=True):
+                yield from zip(part, future.result(), strict=True)
 
     def _unchanged(self, name: str, path: Path) -> _Facts | str | None:
         if self._root is not None and not name.startswith("/") and self._leads_out(path):
@@ -217,21 +222,29 @@ class _Looks:
             return False  # not there: said as that
         return real != self._root and not real.startswith(f"{str(self._root).rstrip('/')}/")
 
-    def _decoded(self, path: Path) -> _Facts | str:
-        try:
-            # The header first: a bomb, or a huge file that is no picture, is not read through.
-            with opened(path, max_pixels=self._max_pixels) as picture:
-                digest, stamp = _digest_of_file(path)
-                if digest in self._by_digest:
-                    return replace(self._by_digest[digest], stamp=stamp)
-                width, height = picture.size
-                rgb(picture)
-                more = _has_more(picture)
-                if picture.format == "PNG":
-                    _must_be_intact(path)
-                return _Facts(stamp, digest, width, height, str(picture.format), more)
-        except Unreadable as error:
-            return error.reason
+
+def look(
+    paths: Sequence[Path], max_pixels: int, by_digest: Mapping[str, _Facts]
+) -> list[_Facts | str]:
+    """Of each file the facts, or why it is bad; not decoded where its bytes are known."""
+    return [_look(path, max_pixels, by_digest) for path in paths]
+
+
+def _look(path: Path, max_pixels: int, by_digest: Mapping[str, _Facts]) -> _Facts | str:
+    try:
+        # The header first: a bomb, or a huge file that is no picture, is not read through.
+        with opened(path, max_pixels=max_pixels) as picture:
+            digest, stamp = _digest_of_file(path)
+            if digest in by_digest:
+                return replace(by_digest[digest], stamp=stamp)
+            width, height = picture.size
+            rgb(picture)
+            more = _has_more(picture)
+            if picture.format == "PNG":
+                _must_be_intact(path)
+            return _Facts(stamp, digest, width, height, str(picture.format), more)
+    except Unreadable as error:
+        return error.reason
 
 
 def _must_be_intact(path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import PIL
 
 from graft import machine
-from graft.data import pictures as pictures_
+from graft.data import decode
 from graft.data.augment import PLAIN, fixed_views
 from graft.errors import CacheError
 from graft.supply.batches import Input
@@ -51,7 +51,7 @@ class Shelf:
             "mean": config.model.mean,
             "std": config.model.std,
             "precision": config.precision,
-            "decoding": [pictures_.FORMAT, PIL.__version__],
+            "decoding": [decode.FORMAT, PIL.__version__],
             **key.machine(pictures.device),
         }
 

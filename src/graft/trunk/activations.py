@@ -7,12 +7,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from graft import machine
 from graft.trunk.fill import Rows
 from graft.trunk.rows import RowFormat
 from graft.trunk.run import Tensors
 
 # Of a GPU's free memory, what activations may take: the rest is for the tails.
 GPU_SHARE = 0.5
+# On their way there they pass through pinned memory, so many bytes at a time.
+STAGE_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -82,17 +85,32 @@ class Activations:
     def _on_device(self) -> tuple[torch.Tensor, dict[str, int]] | None:
         """All rows, uint8 [rows of all views, row_bytes], and where each view's begin; or None."""
         sizes = {name: len(view.rows.rows()) for name, view in self._views.items()}
-        free, _ = torch.cuda.mem_get_info(self._device)
-        if sum(sizes.values()) * self._format.row_bytes > GPU_SHARE * free:
+        num_rows, row_bytes = sum(sizes.values()), self._format.row_bytes
+        if num_rows * row_bytes > GPU_SHARE * machine.free_gpu_bytes(self._device):
             return None
-        held = torch.empty(
-            (sum(sizes.values()), self._format.row_bytes), dtype=torch.uint8, device=self._device
-        )
+        held = torch.empty((num_rows, row_bytes), dtype=torch.uint8, device=self._device)
         first, start = {}, 0
         for name, view in self._views.items():
             first[name] = start
-            for at in range(0, sizes[name], 4096):
-                part = np.array(view.rows.rows()[at : at + 4096])
-                held[start + at : start + at + len(part)] = torch.from_numpy(part)
+            _copy(view.rows.rows(), held[start : start + sizes[name]])
             start += sizes[name]
         return held, first
+
+
+def _copy(rows: NDArray[np.uint8], held: torch.Tensor) -> None:
+    """Rows [N, row_bytes] to a GPU: one part is read into pinned memory while another travels."""
+    step = max(1, STAGE_BYTES // rows.shape[1])
+    stages = [
+        (
+            torch.empty((step, rows.shape[1]), dtype=torch.uint8, pin_memory=True),
+            torch.cuda.Event(),  # type: ignore[no-untyped-call]
+        )
+        for _ in range(2)
+    ]
+    for number, at in enumerate(range(0, len(rows), step)):
+        stage, has_left = stages[number % 2]
+        has_left.synchronize()
+        count = min(step, len(rows) - at)
+        np.copyto(stage.numpy()[:count], rows[at : at + count])
+        held[at : at + count].copy_(stage[:count], non_blocking=True)
+        has_left.record(torch.cuda.current_stream(held.device))

@@ -1,10 +1,14 @@
 """Computes activations that are not stored yet, several exits of the trunk in one pass."""
 
+import functools
 import logging
+import os
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -14,12 +18,15 @@ from graft.errors import CacheError
 from graft.trunk.exits import Exit
 from graft.trunk.rows import RowFormat
 from graft.trunk.run import Frozen
-from graft.trunk.store import Store
+from graft.trunk.store import Filler, Store
 
 log = logging.getLogger("graft")
 
-# Pictures whose activations are computed, then written: what a fill holds in memory at a time.
+# Pictures whose activations are computed, then written while the next are computed. A fill holds so
+# many in memory for each thread that writes, and once more.
 STRETCH = 256
+# Threads that write: a digest of what a fast GPU gives takes longer than the GPU.
+WRITERS = 8
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,7 @@ def fill(
         memory = [InMemory(num_rows, one.format.row_bytes) for one in wanted]
         for start, stop, packed in _computed([(0, num_rows)], wanted, frozen, inputs):
             for into, rows in zip(memory, packed, strict=True):
-                into.rows()[start:stop] = rows
+                into.rows()[start:stop] = rows.numpy()
             tell(stop - start)
         return list(memory)
     with ExitStack() as stack:
@@ -104,18 +111,24 @@ def fill(
         missing = {key: set(filler.missing()) for key, filler in fillers.items()}
         ranges = sorted(set().union(*missing.values()))
         tell(num_rows - sum(stop - start for start, stop in ranges))
+        writers = stack.enter_context(_Writers(tell))
         for start, stop, packed in _computed(ranges, wanted, frozen, inputs):
-            for one, rows in zip(wanted, packed, strict=True):
-                if (start, stop) in missing[one.key]:
-                    fillers[one.key].write(start, rows)
-            tell(stop - start)
+            writers.write(
+                stop - start,
+                [
+                    functools.partial(_write, fillers[one.key], start, rows)
+                    for one, rows in zip(wanted, packed, strict=True)
+                    if (start, stop) in missing[one.key]
+                ],
+            )
+        writers.wait()
         return [fillers[one.key].entry or fillers[one.key].finish() for one in wanted]
 
 
 def _computed(
     ranges: Sequence[tuple[int, int]], wanted: Sequence[Wanted], frozen: Frozen, inputs: Inputs
-) -> Iterator[tuple[int, int, list[NDArray[np.uint8]]]]:
-    """Each range with its packed rows, uint8 [stop - start, row_bytes] an exit."""
+) -> Iterator[tuple[int, int, list["_OnHost"]]]:
+    """Each range with its packed rows, an exit each."""
     shorter = [
         (start, min(start + STRETCH, stop))
         for whole_start, stop in ranges
@@ -127,9 +140,69 @@ def _computed(
         packed, first = [], 0
         for one in wanted:
             last = first + len(one.exit)
-            packed.append(one.format.pack(tensors[first:last]).cpu().numpy())
+            packed.append(_OnHost(one.format.pack(tensors[first:last])))
             first = last
         yield start, stop, packed
+
+
+class _OnHost:
+    """Packed rows, uint8 [B, row_bytes], on their way from a device: nobody waits for them yet."""
+
+    def __init__(self, rows: torch.Tensor) -> None:
+        self._arrived: torch.cuda.Event | None = None
+        if rows.device.type == "cuda":
+            pinned = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
+            rows = pinned.copy_(rows, non_blocking=True)
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()
+        self._rows = rows.cpu()
+
+    def numpy(self) -> NDArray[np.uint8]:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        found: NDArray[np.uint8] = self._rows.numpy()
+        return found
+
+
+def _write(filler: Filler, start: int, rows: _OnHost) -> None:
+    filler.write(start, rows.numpy())
+
+
+class _Writers:
+    """Threads that store what was computed while the next rows are being computed.
+
+    Args:
+        tell: called, in the thread that writes from here, with how many more rows are stored.
+    """
+
+    def __init__(self, tell: Callable[[int], None]) -> None:
+        self._num_threads = min(WRITERS, os.cpu_count() or 1)
+        self._pool = ThreadPoolExecutor(self._num_threads, "store")
+        self._open: deque[tuple[int, list[Future[None]]]] = deque()
+        self._tell = tell
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def write(self, num_rows: int, work: Sequence[Callable[[], None]]) -> None:
+        """Have it done soon; waits while too much is open. Raises what went wrong before."""
+        self._open.append((num_rows, [self._pool.submit(one) for one in work]))
+        while len(self._open) > self._num_threads:
+            self._settle()
+
+    def wait(self) -> None:
+        """Until all is done. Raises what went wrong."""
+        while self._open:
+            self._settle()
+
+    def _settle(self) -> None:
+        num_rows, futures = self._open.popleft()
+        for future in futures:
+            future.result()
+        self._tell(num_rows)
 
 
 def fill_or_remember(

@@ -5,6 +5,7 @@ what lies there and how it is removed; files.py how files are opened, so that no
 is ever taken for ours.
 """
 
+from graft.trunk.store.filler import Filler
 from graft.trunk.store.store import Store
 
-__all__ = ["Store"]
+__all__ = ["Filler", "Store"]

@@ -39,7 +39,7 @@ KEY = r"[0-9A-Za-z_-]{1,128}"
 HEADER, DATA = "header.json", "data.bin"
 
 _CHUNK_BYTES = 1 << 20
-_THREADS = min(4, os.cpu_count() or 1)
+_THREADS = min(16, os.cpu_count() or 1)
 # What a file that was damaged answers; anything else (too many open files) says nothing of it.
 _DAMAGE = (errno.ENOENT, errno.ELOOP, errno.EIO, errno.EPERM)
 

@@ -11,6 +11,7 @@ a line whose bytes never reached the disk is a block to compute again.
 import errno
 import json
 import os
+import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -39,7 +40,7 @@ PART = ".part"
 
 
 class Filler:
-    """Takes the blocks of one entry, in any order.
+    """Takes the blocks of one entry, in any order, from several threads.
 
     Attributes:
         entry: the entry, once it is complete. Set from the beginning where another process
@@ -51,6 +52,8 @@ class Filler:
         self.entry = ready if isinstance(ready, Entry) else None
         self._part = ready if isinstance(ready, Part) else None
         self._path, self._plan = path, plan
+        self._lock = threading.Lock()
+        self._why_not = f"{path} was given up, or is complete."
 
     def missing(self) -> list[tuple[int, int]]:
         """[start, stop) rows of each block that is still to be written."""
@@ -73,8 +76,10 @@ class Filler:
         expected = (blocks[position][1] - start, self._plan.row_bytes)
         if rows.shape != expected:
             raise ValueError(f"The block at row {start} has shape {rows.shape}, not {expected}.")
+        data = np.ascontiguousarray(rows).data.cast("B")
+        crc = zlib.crc32(data)  # several threads may be here at a time
         with self._writing() as part:
-            part.write(position, start * self._plan.row_bytes, np.ascontiguousarray(rows))
+            part.write(position, start * self._plan.row_bytes, data, crc)
 
     def finish(self) -> Entry:
         """The complete entry, flushed to disk, in its place and in use.
@@ -97,15 +102,16 @@ class Filler:
 
     @contextmanager
     def _writing(self) -> "Iterator[Part]":
-        if self._part is None:
-            raise CacheError(f"{self._path} was given up, or is complete.")
-        try:
-            yield self._part
-        except OSError as error:
-            self._part.discard()
-            self._part = None
-            why = error.strerror or str(error)
-            raise CacheError(f"{self._path} cannot be written ({why}).") from error
+        with self._lock:
+            if self._part is None:
+                raise CacheError(self._why_not)
+            try:
+                yield self._part
+            except OSError as error:
+                self._part.discard()
+                self._part = None
+                self._why_not = f"{self._path} cannot be written ({error.strerror or error})."
+                raise CacheError(self._why_not) from error
 
 
 class Part:
@@ -155,11 +161,10 @@ class Part:
         os.ftruncate(self._journal, 0)
         _write(self._journal, first + b"".join(_line(block) for block in self.crcs.items()))
 
-    def write(self, position: int, at: int, rows: NDArray[np.uint8]) -> None:
+    def write(self, position: int, at: int, data: memoryview, crc: int) -> None:
         if not os.fstat(self._data).st_nlink:
             raise FileNotFoundError(errno.ENOENT, "it was removed meanwhile", self._name)
-        data = rows.data.cast("B")
-        crc, sent = zlib.crc32(data), 0
+        sent = 0
         while sent < len(data):
             sent += os.pwrite(self._data, data[sent:], at + sent)
         _write(self._journal, _line((position, crc)))
