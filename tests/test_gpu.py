@@ -148,10 +148,15 @@ def test_company_changes_nothing_where_tails_are_separate(
         assert_equal(outcomes[i], alone(config, tmp_path / f"alone{i}", dataset))
 
 
+# The second has a head of two layers, 0.6 million weights.
+@pytest.mark.parametrize(
+    ("name", "weights"), [("efficientnet_lite0", "imagenet"), ("mobilenet_v3_small", "none")]
+)
 def test_a_stack_is_close_to_its_runs_alone_and_the_same_twice(
-    base: RunConfig, dataset: LoadedDataset, tmp_path: Path
+    base: RunConfig, dataset: LoadedDataset, tmp_path: Path, name: str, weights: str
 ) -> None:
-    base = replace(base, strategy=HeadOnly(), model=replace(base.model, dropout=0.3))
+    model = replace(base.model, name=name, weights=weights, dropout=0.3)
+    base = train.resolve(replace(base, strategy=HeadOnly(), model=model))
     configs = [replace(base, optimizer=Adam(lr=lr)) for lr in (1e-2, 1e-3, 1e-4, 3e-3, 3e-4)]
     outcomes = together(configs, tmp_path / "array", dataset)
     again = together(configs, tmp_path / "again", dataset)
@@ -220,9 +225,13 @@ def test_rows_arrive_whole_whatever_the_stages(
     }
     held = activations.Activations(format, views, torch.device("cuda"))
     examples, which = random.integers(45, size=64), random.integers(2, size=64)
-    (found,) = held.batch(examples, ("plain", "flip"), which)
-    expected = [numbers[("plain", "flip")[w]][e] for e, w in zip(examples, which, strict=True)]
-    assert (found.cpu().numpy() == np.array(expected)).all()
+    parts = [slice(0, 20), slice(20, 21), slice(21, 64)]
+    names = ("plain", "flip")
+    batches = held.batches([examples[p] for p in parts], names, [which[p] for p in parts])
+    for part, (found,) in zip(parts, batches, strict=True):
+        pairs = zip(examples[part], which[part], strict=True)
+        expected = [numbers[names[w]][e] for e, w in pairs]
+        assert (found.cpu().numpy() == np.array(expected)).all()
 
 
 # --- precision ----------------------------------------------------------------------------------

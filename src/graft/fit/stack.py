@@ -28,10 +28,11 @@ from torch.nn import functional as F
 from graft.config import SGD, Adam, AdamW
 from graft.fit.learner import Learner
 
-# A larger head is bound by the memory that its weights move through. One of 0.1 million weights
-# takes twice as long in a stack if it is alone, one of 0.6 million takes longer in any company
-# (docs/performance.md; benchmarks/stacks.py).
-MAX_WEIGHTS = 50_000
+# A larger head is bound by the memory that its weights move through. On a CPU one of 0.1 million
+# weights takes twice as long in a stack if it is alone, one of 0.6 million takes longer in any
+# company. On a GPU one of 4 million is still bound by the time that asking takes: eight of them are
+# 2.5 times as fast in a stack (docs/performance.md; benchmarks/stacks.py).
+MAX_WEIGHTS, MAX_WEIGHTS_ON_GPU = 50_000, 4_000_000
 
 # Products of matrices round differently where rows begin in the middle of a wide register: a Linear
 # is stacked where its inputs are a multiple of so many, as in every network of the catalog.
@@ -64,8 +65,10 @@ def chain(tail: nn.Module) -> list[str] | None:
         if not (is_known or _can_be_row(module)):
             return None
         names.append(str(node.target))
-    weights = sum(p.numel() for p in tail.parameters() if p.requires_grad)
-    return names if 0 < weights <= MAX_WEIGHTS else None
+    trained = [p for p in tail.parameters() if p.requires_grad]
+    is_on_gpu = any(p.device.type == "cuda" for p in trained)
+    most = MAX_WEIGHTS_ON_GPU if is_on_gpu else MAX_WEIGHTS
+    return names if 0 < sum(p.numel() for p in trained) <= most else None
 
 
 def _can_be_row(module: nn.Module) -> bool:

@@ -107,12 +107,13 @@ class FromStore:
             epoch=epoch,
             num_examples=len(train_set),
         )
-        for chunk in chunks:
-            yield self._activations.batch(train_set[chunk], self._names, which[chunk])
+        return self._activations.batches(
+            [train_set[chunk] for chunk in chunks], self._names, [which[chunk] for chunk in chunks]
+        )
 
     def plain(self, chunks: Sequence[Positions]) -> Iterator[tuple[torch.Tensor, ...]]:
-        for chunk in chunks:
-            yield self._activations.batch(chunk, (PLAIN,), np.zeros(len(chunk), dtype=np.int64))
+        plain = [np.zeros(len(chunk), dtype=np.int64) for chunk in chunks]
+        return self._activations.batches(chunks, (PLAIN,), plain)
 
     def close(self) -> None:
         self._activations.close()

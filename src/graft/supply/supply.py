@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -67,9 +68,14 @@ class Supply:
     def _with_labels(
         self, chunks: Sequence[Positions], stream: Iterator[tuple[torch.Tensor, ...]]
     ) -> Iterator[Batch]:
-        for inputs, chunk in zip(stream, chunks, strict=True):
-            labels = torch.from_numpy(self.examples.labels[chunk])
-            yield Batch(inputs, moved(labels, inputs[0].device))
+        if not chunks:
+            return
+        # One copy to the device for all of them.
+        every = torch.from_numpy(self.examples.labels[np.concatenate(list(chunks))])
+        labels = moved(every, torch.device(self.config.device))
+        parts = torch.split(labels, [len(chunk) for chunk in chunks])
+        for inputs, own in zip(stream, parts, strict=True):
+            yield Batch(inputs, own)
 
 
 def supply(

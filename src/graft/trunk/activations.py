@@ -1,6 +1,6 @@
 """Stored activations, read: a batch's rows, in the views that the epoch draws."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,22 +39,27 @@ class Activations:
         self._format, self._views, self._device = format, dict(views), device
         self._held = self._on_device() if device.type == "cuda" else None
 
-    def batch(
-        self, examples: NDArray[np.int64], names: Sequence[str], which: NDArray[np.int64]
-    ) -> Tensors:
-        """The activations of some examples, on the device.
+    def batches(
+        self,
+        examples: Sequence[NDArray[np.int64]],
+        names: Sequence[str],
+        which: Sequence[NDArray[np.int64]],
+    ) -> Iterator[Tensors]:
+        """The activations of batches of examples, on the device, one after the other.
 
         Args:
-            examples: [B] positions in the dataset's table.
+            examples: [B] each, positions in the dataset's table.
             names: of views.
-            which: [B] the view of each example, positions in `names`.
+            which: [B] each, the view of each example, positions in `names`.
         """
-        if self._held is not None:
-            return self._format.unpack(self._held_rows(examples, names, which))
-        rows = torch.from_numpy(self._read(examples, names, which))
-        if self._device.type == "cuda":
-            rows = rows.pin_memory().to(self._device, non_blocking=True)
-        return self._format.unpack(rows)
+        if self._held is not None and examples:
+            yield from self._held_batches(examples, names, which)
+            return
+        for own, views in zip(examples, which, strict=True):
+            rows = torch.from_numpy(self._read(own, names, views))
+            if self._device.type == "cuda":
+                rows = rows.pin_memory().to(self._device, non_blocking=True)
+            yield self._format.unpack(rows)
 
     def close(self) -> None:
         for view in self._views.values():
@@ -70,17 +75,24 @@ class Activations:
             out[chosen] = view.rows.rows()[view.position[examples[chosen]]]
         return out
 
-    def _held_rows(
-        self, examples: NDArray[np.int64], names: Sequence[str], which: NDArray[np.int64]
-    ) -> torch.Tensor:
+    def _held_batches(
+        self,
+        examples: Sequence[NDArray[np.int64]],
+        names: Sequence[str],
+        which: Sequence[NDArray[np.int64]],
+    ) -> Iterator[Tensors]:
+        """Where the rows are goes to the device once for all batches: a small copy for each would
+        take as long as a small head's step."""
         assert self._held is not None
         rows, first = self._held
-        where = np.empty(len(examples), dtype=np.int64)
-        for number in np.unique(which):
-            view, chosen = names[number], which == number
-            where[chosen] = first[view] + self._views[view].position[examples[chosen]]
-        index = torch.from_numpy(where).pin_memory().to(self._device, non_blocking=True)
-        return rows.index_select(0, index)
+        every, views = np.concatenate(list(examples)), np.concatenate(list(which))
+        where = np.empty(len(every), dtype=np.int64)
+        for number in np.unique(views):
+            view, chosen = names[number], views == number
+            where[chosen] = first[view] + self._views[view].position[every[chosen]]
+        places = torch.from_numpy(where).to(self._device)
+        for part in torch.split(places, [len(own) for own in examples]):
+            yield self._format.unpack(rows.index_select(0, part))
 
     def _on_device(self) -> tuple[torch.Tensor, dict[str, int]] | None:
         """All rows, uint8 [rows of all views, row_bytes], and where each view's begin; or None."""
