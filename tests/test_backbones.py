@@ -390,6 +390,7 @@ def test_a_name_that_is_neither_a_file_nor_a_word_is_answered() -> None:
         network(weights="imagnet")
 
 
+@pytest.mark.slow
 def test_positions_of_a_vit_are_interpolated_to_the_image_size(tmp_path: Path) -> None:
     # Two layers' worth of keys would do, but the whole network has to match: random, and large.
     state = published_state("vit_b_16", image_size=32)

@@ -239,10 +239,14 @@ def test_one_pass_builds_what_two_strategies_need(
 
 @pytest.mark.parametrize(
     ("strategy", "changes"),
-    [(HeadOnly(), {}), (FineTune(1), {}), (HeadOnly(), {"augmentation": RandomCrop()}),
-     (FineTune(1), {"augmentation": RandomCrop()})],
+    [
+        (HeadOnly(), {}),
+        (FineTune(1), {}),
+        pytest.param(HeadOnly(), {"augmentation": RandomCrop()}, marks=pytest.mark.slow),
+        pytest.param(FineTune(1), {"augmentation": RandomCrop()}, marks=pytest.mark.slow),
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_company_changes_nothing(
     base: RunConfig, dataset: LoadedDataset, tmp_path: Path, strategy: Strategy,
     changes: dict[str, Any],

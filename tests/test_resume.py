@@ -147,6 +147,7 @@ def test_a_run_that_goes_on_is_the_undisturbed_run(
     assert_same(whole, resumed)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_ended_after_every_epoch_is_the_undisturbed_run(
     base: RunConfig, tmp_path: Path
 ) -> None:
@@ -222,6 +223,7 @@ def test_members_of_an_array_may_go_on_behind_different_epochs(
     assert [info(tmp_path / name)["resumed_after"] for name in "abcd"] == [[], [3], [2], []]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_done_before_the_others_goes_on_to_its_test(
     base: RunConfig, tmp_path: Path
 ) -> None:
@@ -236,6 +238,7 @@ def test_a_run_that_was_done_before_the_others_goes_on_to_its_test(
 # --- what is told -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_record_counts_starts_and_adds_up_time(base: RunConfig, tmp_path: Path) -> None:
     runs = {"run": changed(base, {"model": MOBILE, "strategy": FineTune()})}
     ended_at(5, runs, tmp_path)
@@ -248,6 +251,7 @@ def test_the_record_counts_starts_and_adds_up_time(base: RunConfig, tmp_path: Pa
     assert after["timings_s"]["prepare"] > before["timings_s"]["prepare"]
 
 
+@pytest.mark.slow
 def test_the_log_and_the_screen_say_where_runs_go_on(
     base: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -285,6 +289,7 @@ def test_a_completed_run_keeps_none_nor_one_that_diverged(base: RunConfig, tmp_p
     assert not (tmp_path / "good" / RESUME).exists() and not (tmp_path / "bad" / RESUME).exists()
 
 
+@pytest.mark.slow
 def test_what_a_kill_left_in_a_finished_run_is_in_nobodys_way(
     base: RunConfig, tmp_path: Path
 ) -> None:
@@ -338,6 +343,7 @@ def test_a_damaged_checkpoint_is_left_out_with_a_warning(
     assert len(warnings) == len(damaged)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [{"optimizer": Adam(lr=1e-3)}, {"seed": 1}, {"epochs": 6}, {"model": {"dropout": 0.4}}],
@@ -354,6 +360,7 @@ def test_a_checkpoint_of_other_settings_is_left_out(
     assert info(tmp_path / "run")["attempts"] == 1
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_data_or_of_another_version_is_left_out(
     base: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -379,6 +386,7 @@ def test_what_is_left_out_is_removed_by_the_next_checkpoint(
 # --- a disk that takes no checkpoints ---------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_where_no_checkpoint_can_be_written_a_run_goes_on_with_one_warning(
     base: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -391,6 +399,7 @@ def test_where_no_checkpoint_can_be_written_a_run_goes_on_with_one_warning(
     assert len(warnings) == 1 and str(tmp_path / "run" / RESUME) in warnings[0]
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_no_half_checkpoint(
     base: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,6 +102,7 @@ print(made.optimizer.lr, made.strategy._target_.rpartition(".")[2], made.epochs)
     assert strategy == {"head_only": "HeadOnly", "fine_tune": "FineTune"}[best["strategy"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

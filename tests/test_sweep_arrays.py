@@ -94,6 +94,7 @@ def test_what_is_frozen_is_computed_in_one_pass_for_both_arrays(swept: tuple[Swe
     assert ["reused" in line for line in told] == [False, True]
 
 
+@pytest.mark.slow
 def test_a_third_rate_trains_the_new_runs_alone_and_computes_nothing_again(
     extended: tuple[Sweep, Done, dict[Path, int]],
 ) -> None:
@@ -107,6 +108,7 @@ def test_a_third_rate_trains_the_new_runs_alone_and_computes_nothing_again(
     assert len(table) == 6 and (table["status"] == "completed").all()
 
 
+@pytest.mark.slow
 def test_a_third_rate_leaves_the_files_of_finished_runs_as_they_are(
     extended: tuple[Sweep, Done, dict[Path, int]],
 ) -> None:

@@ -78,5 +78,6 @@ sys.exit("torch._dynamo" in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_a_step_does_not_import_the_compiler() -> None:
     assert subprocess.run([sys.executable, "-c", WITHOUT_COMPILER]).returncode == 0

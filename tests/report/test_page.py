@@ -250,6 +250,7 @@ def test_hostile_names_are_text(maker: Any, tmp_path: Path) -> None:
         assert name in text
 
 
+@pytest.mark.slow
 def test_many_runs_and_many_classes_are_capped(maker: Any, tmp_path: Path) -> None:
     made = maker(tmp_path / "s", tuple(f"class number {i}" for i in range(100)), (200, 200))
     for seed in range(12):

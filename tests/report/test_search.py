@@ -135,6 +135,7 @@ def test_without_a_search_nothing_is_said_or_drawn(binary: Any) -> None:
     assert not (binary.path / FIGURES).exists()
 
 
+@pytest.mark.slow
 def test_figures_of_an_earlier_report_do_not_stay(searched: Path) -> None:
     write_report(searched)
     (searched / FIGURES / "other.png").write_bytes(b"")
@@ -340,6 +341,7 @@ def test_the_line_of_the_front_runs_on_the_side_where_trials_are(tmp_path: Path)
 # --- size -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_thousand_trials_are_quick_and_small(binary: Any) -> None:
     random = np.random.default_rng(0)
     trials = [

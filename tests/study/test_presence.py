@@ -299,6 +299,7 @@ def test_a_trial_that_was_set_back_under_a_living_driver_is_its_own_until_anothe
     assert study.trials[0].state == TrialState.RUNNING
 
 
+@pytest.mark.slow
 def test_the_last_trials_of_a_silent_machine_are_waited_for_until_it_is_dead(
     own: Presence, study: optuna.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,6 +46,7 @@ def test_the_best_is_written_as_the_official_sweeper_writes_it(search: Any) -> N
     assert text == OmegaConf.to_yaml(OmegaConf.create(expected))
 
 
+@pytest.mark.slow
 def test_the_searchs_file_tells_all_of_it(search: Any) -> None:
     typed = ["x=interval(0,1)", "y=tag(log,int(interval(1,8)))", "name=a,b", "seed=5"]
     found = search(lambda cfg: cfg.x + cfg.y, typed, "n_trials=8", "objectives=[loss]")
@@ -126,6 +127,7 @@ def test_the_best_as_an_experiment_and_as_a_command_is_the_same_configuration(
     assert composed(conf, ["+experiment=best"], found.folder) == ran.jobs[0]
 
 
+@pytest.mark.slow
 def test_the_experiment_says_what_it_is_and_how_it_is_used(search: Any) -> None:
     found = search(square, ["x=1,2", "group=two", "~y"], "objectives=[loss]", "n_trials=2")
     number, count = found.study.best_trial.number, len(found.proposed)
@@ -314,6 +316,7 @@ def test_a_study_goes_on_with_another_range_and_other_bookkeeping(
     go_on(before, now, "where")
 
 
+@pytest.mark.slow
 def test_a_refused_start_leaves_everything_as_it_was(search: Any) -> None:
     found = search(square, X, "n_trials=1")
     before = {one.name: one.read_bytes() for one in found.folder.iterdir() if one.is_file()}

@@ -64,6 +64,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Own:
 # --- how many trials -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_number_of_trials_is_a_total_over_all_starts(search: Any) -> None:
     ran = Ran()
     for num_trials, expected in ((2, 2), (1, 2), (3, 3)):
@@ -134,6 +135,7 @@ def together(configs):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "most"), [("n_jobs=null", 3), pytest.param("n_jobs=2", 2, marks=pytest.mark.slow)]
 )
@@ -150,6 +152,7 @@ def test_trials_for_one_slot_are_asked_for_together(
 # --- what a job is ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_job_has_its_point_and_what_is_fixed(search: Any) -> None:
     ran = Ran(lambda cfg: HydraConfig.get().job.num)
     typed = ["x=7", "group=one,deep", "+new=[1,2],{a: 'b c'}", r"name='it\'s','a,b'"]
@@ -174,6 +177,7 @@ def test_a_glob_is_all_options_of_its_group(search: Any) -> None:
     assert sorted(ran.values("group.name")) == ["deep", "one"]
 
 
+@pytest.mark.slow
 def test_the_space_and_its_conditions_may_stand_in_yaml(search: Any, conf: Path) -> None:
     with (conf / "config.yaml").open("a") as stream:
         stream.write("""
@@ -219,6 +223,7 @@ def test_points_to_begin_with_come_first_and_once(search: Any, tmp_path: Path) -
     assert other.values("x") == ran.values("x")
 
 
+@pytest.mark.slow
 def test_a_point_that_is_half_said_is_completed(search: Any) -> None:
     ran = Ran()
     search(ran, [*X, "y=range(5)"], 'enqueue="x=0.125"', "n_trials=1")
@@ -443,6 +448,7 @@ def test_a_job_of_no_search_is_never_told_to_stop(search: Any, conf: Path) -> No
         assert report(1.0, 1, config) is False
 
 
+@pytest.mark.slow
 def test_reports_arrive_where_jobs_change_their_folder(
     search: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -486,6 +492,7 @@ def results_of(search: Any, returned: Sequence[Any], *settings: str) -> list[Any
     ]
 
 
+@pytest.mark.slow
 def test_what_is_no_value_fails_its_trial_with_words(search: Any) -> None:
     table = {
         "it returned nothing (None); the function must return its value": None,
@@ -504,6 +511,7 @@ def test_what_is_no_value_fails_its_trial_with_words(search: Any) -> None:
     assert found == [[2.0], [1.0], [0.5], [7.0], *table]
 
 
+@pytest.mark.slow
 def test_what_are_not_all_values_fails_its_trial_with_words(search: Any) -> None:
     good = [
         [1.0, 2],
@@ -568,6 +576,7 @@ def test_a_search_whose_first_trials_all_fail_is_stopped(search: Any) -> None:
     assert len(ran.jobs) in (10, 11)  # one may have been asked for ahead
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "num_jobs", "said"),
     [
@@ -590,6 +599,7 @@ def test_a_search_ends_with_more_failures_than_are_allowed(
     assert len(ran.jobs) in (num_jobs, num_jobs + 1)  # one may have been asked for ahead
 
 
+@pytest.mark.slow
 def test_a_launcher_that_ends_a_search_early_fails_it(search: Any, tmp_path: Path) -> None:
     settings = ["hydra.launcher.fail_fast=true", "n_trials=4", 'enqueue="x=1,0"']
     with pytest.raises(SearchFailed, match=r"the launcher has ended it \(hydra\.launcher\.fail_"):
@@ -653,6 +663,7 @@ def fails_with_some_seed(cfg: Any) -> float:
     return float(cfg.x + cfg.seed)
 
 
+@pytest.mark.slow
 def test_slots_share_the_jobs_of_a_trial(search: Any) -> None:
     settings = ["hydra.launcher.cpu_slots=2", "replicates=2", "n_trials=3"]
     found = search(fails_with_some_seed, ["x=1,2,3"], *settings, launcher="slots")

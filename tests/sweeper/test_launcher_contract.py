@@ -11,8 +11,6 @@ from hydra.test_utils.launcher_common_tests import (
     LauncherTestSuite,
 )
 
-EXECUTORS = ["slots_inline", "slots"]
-
 # Hydra's suites expect each job in its own working directory, the default of Hydra 1.1, which
 # they ask for by leaving `version_base` out. Hydra then says that this default has changed.
 pytestmark = pytest.mark.filterwarnings(
@@ -34,7 +32,9 @@ def _one_cluster_for_all(request: pytest.FixtureRequest) -> None:
 
 def over_each(*overrides: str) -> list[Any]:
     on_ray = pytest.param("slots_ray", ["hydra.launcher.slots=2", *overrides], marks=ON_RAY)
-    return [*((name, list(overrides)) for name in EXECUTORS), on_ray]
+    # `slots` goes through all that `slots_inline` does, and processes besides.
+    inline = pytest.param("slots_inline", list(overrides), marks=pytest.mark.slow)
+    return [inline, ("slots", list(overrides)), on_ray]
 
 
 def as_commands() -> list[Any]:

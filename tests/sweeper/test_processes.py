@@ -281,6 +281,7 @@ def test_warming_up_in_vain_costs_no_job(apart: Launch, application: str) -> Non
         assert outcomes(apart(lambda cfg: cfg.a, jobs(2), setting)) == [0, 1]
 
 
+@pytest.mark.slow
 def test_prepared_jobs_that_are_done_are_not_run(apart: Launch, application: str) -> None:
     setting = f"hydra.launcher.prepare={application}.prepare"
     found = apart(lambda cfg: cfg.a, jobs(4), setting)
@@ -407,6 +408,7 @@ def test_an_application_that_cannot_travel_is_said_before_any_job(apart: Launch)
         apart(lambda cfg: lock, jobs(1))
 
 
+@pytest.mark.slow
 def test_too_few_open_files_are_said_and_cost_no_job(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(
         "import resource, hydra\n@hydra.main(version_base='1.3', config_path=None)\n"
@@ -425,6 +427,7 @@ def test_too_few_open_files_are_said_and_cost_no_job(tmp_path: Path) -> None:
 # --- several launches -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_launcher_can_be_asked_again(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(
         "import hydra\n@hydra.main(version_base='1.3', config_path=None)\n"
@@ -491,6 +494,7 @@ def test_no_process_outlives_the_launcher(
     assert len(list(folder.glob("*.saved"))) == (2 if is_in_order else 0)
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
     driver, _, pids = started(tmp_path, APP.replace("raise\n", "time.sleep(60)\n"))
     with driver:
@@ -504,6 +508,7 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
     until(lambda: not any(is_there(pid) for pid in pids))
 
 
+@pytest.mark.slow
 def test_an_application_that_unwinds_at_a_signal_leaves_no_process(tmp_path: Path) -> None:
     driver, folder, pids = started(tmp_path, UNWINDS + APP)
     with driver:

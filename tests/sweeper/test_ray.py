@@ -186,6 +186,7 @@ def test_a_worker_that_dies_while_idle_costs_nothing(far: Launch, tmp_path: Path
     assert outcomes(far(task, jobs(1), *settings)) == ["fine"]
 
 
+@pytest.mark.slow
 def test_what_cannot_travel_is_told_in_words(far: Launch) -> None:
     (error,) = outcomes(far(lambda cfg: (i for i in range(3)), jobs(1)))
     assert "cannot be pickled" in str(error)
@@ -481,6 +482,7 @@ def test_a_file_that_goes_meanwhile_leaves_nothing_behind(tmp_path: Path) -> Non
     assert [path.name for path in (tmp_path / "home").iterdir()] == ["stays"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["/etc/x", "../x", "a/../../x", "", "linked/x"])
 def test_no_file_lands_outside_of_its_folder(tmp_path: Path, name: str) -> None:
     home = tmp_path / "home"

@@ -165,6 +165,7 @@ def test_a_job_that_always_hangs_has_failed(sweep: Sweep) -> None:
     assert isinstance(value, TimedOut) and "no sign of life for 2.5 s" in str(value)
 
 
+@pytest.mark.slow
 def test_what_is_final_is_not_run_again(sweep: Sweep) -> None:
     def does(num: int, before: int) -> int:
         class Locked(Exception):

@@ -99,6 +99,7 @@ def test_the_dataset_is_an_input_with_a_digest_of_its_examples(lab: Any) -> None
     assert used.dataset.digest == upload.dataset_of(lab.record(1))["digest"]
 
 
+@pytest.mark.slow
 def test_opening_a_sweep_again_finds_its_parent(lab: Any) -> None:
     lab.train_all()
     first = lab.seen().parent.info.run_id
@@ -117,6 +118,7 @@ def test_two_sweeps_of_one_name_in_other_folders_are_two(lab: Any, tmp_path: Pat
     assert len({run.data.tags["sweep.id"] for run in found}) == 2
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_where_it_was(lab: Any) -> None:
     lab.begin(lab.open(), 1, num_epochs=2)
     before = wait_for_points(lab, 1, num_epochs=2)
@@ -198,6 +200,7 @@ def test_a_sweep_with_runs_that_never_began_is_not_finished(lab: Any) -> None:
     assert lab.seen().parent.info.status == "KILLED"
 
 
+@pytest.mark.slow
 def test_a_run_that_was_pruned_is_not_missing_from_a_sweep(lab: Any) -> None:
     lab.ask_for(0, 1)
     sweep = lab.open()
@@ -239,6 +242,7 @@ def test_what_is_not_finite_stays_out_of_the_charts(lab: Any) -> None:
 # --- sending again --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_sending_twice_changes_nothing(lab: Any) -> None:
     link = lab.train_all()
     before = written(lab)
@@ -260,6 +264,7 @@ def test_a_sweep_that_was_not_tracked_is_sent_from_its_records(lab: Any) -> None
     assert best.data.params["optimizer.lr"] == "0.001"
 
 
+@pytest.mark.slow
 def test_another_store_gets_the_same_with_the_same_times(
     lab: Any, tables: Path, tmp_path: Path
 ) -> None:
@@ -273,6 +278,7 @@ def test_another_store_gets_the_same_with_the_same_times(
     assert len(list((tmp_path / "other").rglob("model.safetensors"))) == 4
 
 
+@pytest.mark.slow
 def test_the_command_of_the_warning_sends_what_is_missing(lab: Any) -> None:
     lab.record(0)
     command = [sys.executable, "-m", "graft.tracking", str(lab.folder)]

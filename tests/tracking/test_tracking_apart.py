@@ -58,6 +58,7 @@ def test_the_process_ends_with_the_one_that_started_it(tables: Path) -> None:
     assert not is_there(pid)
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_terminal_does_not_reach_it(tables: Path) -> None:
     command = [sys.executable, "-c", OPEN, f"sqlite:///{tables}"]
     with subprocess.Popen(

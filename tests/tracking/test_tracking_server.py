@@ -153,6 +153,7 @@ def test_a_password_is_asked_for_when_it_is_needed_again(
     assert sync(lab.folder) is not None
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_and_returns_misses_nothing_and_nobody_waits(
     lab_at: Any, server: Any, warnings_of: Any
 ) -> None:

@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 from graft import train
 from graft.backbones import Network, build
 from graft.config import Dihedral, Model, NoAugmentation, RunConfig, from_dict
-from graft.data import pictures as pictures_
+from graft.data import decode
 from graft.strategies import HeadOnly
 from graft.supply.batches import Input
 from graft.supply.shelf import Place, Shelf
@@ -264,7 +264,7 @@ def test_what_an_augmentation_shows_as_it_is_is_shared_with_others(config: RunCo
 
 
 VERSIONS = {
-    "decoding": (pictures_, "FORMAT", 999),
+    "decoding": (decode, "FORMAT", 999),
     "Pillow": (PIL, "__version__", "0.0.1"),
     "torch": (torch, "__version__", "0.0.1"),
     "keys": (key, "FORMAT", 999),

@@ -539,6 +539,7 @@ def test_what_took_the_place_of_a_damaged_entry_is_kept(store: Store) -> None:
     assert names(store) == set()
 
 
+@pytest.mark.slow
 def test_who_waits_says_so_once(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     code = f"""
 with store.fill("a", {ABOUT!r}, num_rows, row_bytes) as filler:

@@ -167,6 +167,7 @@ def test_ctrl_c_leaves_no_trial_running(app: Any, until: Any, ended_whole: Any) 
 # --- S2: a job is killed ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_job_that_is_killed_costs_its_own_trial_alone(app: Any, ended_whole: Any) -> None:
     ended = app.run("die=[1,4]", "hydra.sweeper.n_trials=7", "hydra.sweeper.max_failures=2")
     assert ended.code == 0, ended.said
@@ -179,6 +180,7 @@ def test_a_job_that_is_killed_costs_its_own_trial_alone(app: Any, ended_whole: A
     assert Counter(app.nums("began")) == dict.fromkeys(range(7), 1)  # a failed one is not repeated
 
 
+@pytest.mark.slow
 def test_a_search_stops_at_one_failure_too_many(app: Any) -> None:
     ended = app.run("die=[0,2]", "fail=[1]", "hydra.sweeper.max_failures=2", "seconds=0.3")
     assert ended.code == 1, ended.said
@@ -193,6 +195,7 @@ def test_a_search_stops_at_one_failure_too_many(app: Any) -> None:
 # --- S3, S4: nothing comes of them -----------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_search_in_which_all_fail_says_of_each_why(app: Any) -> None:
     ended = app.run("fail=[0,1,2,3]", "hydra.sweeper.n_trials=4")
     assert ended.code == 1, ended.said
@@ -203,6 +206,7 @@ def test_a_search_in_which_all_fail_says_of_each_why(app: Any) -> None:
     assert {t.state for t in app.trials()} == {TrialState.FAIL}
 
 
+@pytest.mark.slow
 def test_a_value_that_cannot_be_compared_fails_its_trial_alone(app: Any) -> None:
     odd = "weird=[not_a_number,infinite,nothing,text,huge,list,mapping]"
     ended = app.run(odd, "hydra.sweeper.n_trials=9")
@@ -593,6 +597,7 @@ def test_a_grid_with_more_points_than_trials_is_said(app: Any) -> None:
 # --- S8: a trial is pruned -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_pruned_trial_is_shown_as_pruned_and_frees_its_slot_at_once(app: Any) -> None:
     ended = app.run(
         "hydra/sweeper/pruner=threshold", "hydra.sweeper.pruner.upper=1.9", "bad=[1,3]",

@@ -161,6 +161,7 @@ def test_a_search_in_a_file_of_sqlite(app: Any) -> None:
     searched(app, app.database)
 
 
+@pytest.mark.slow
 def test_a_search_in_a_journal(app: Any) -> None:
     searched(app, f"journal:///{app.folder / 'shared' / 'study.log'}")
 
