@@ -170,9 +170,14 @@ def test_a_device_that_is_not_there_is_named(tiny_config: RunConfig) -> None:
         train.resolve(replace(tiny_config, device="cuda:9"))
 
 
-def test_float16_on_a_cpu_is_refused(tiny_config: RunConfig) -> None:
-    with pytest.raises(ConfigError, match="precision=float16 needs a GPU"):
-        train.resolve(replace(tiny_config, precision="float16"))
+@pytest.mark.parametrize(
+    ("precision", "said"), [("float16", "needs a GPU"), ("tf32", "needs an NVIDIA GPU")]
+)
+def test_a_precision_that_a_cpu_has_not_is_refused(
+    tiny_config: RunConfig, precision: Any, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"precision={precision} {said}"):
+        train.resolve(replace(tiny_config, precision=precision))
 
 
 def test_many_classes_have_a_score_each(

@@ -11,6 +11,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -643,11 +644,13 @@ def fill_without_reserve(store: Store) -> None:
         fill(store).close()
 
 
+@pytest.mark.parametrize("flush_bytes", [1 << 30, 1], ids=["in the end", "meanwhile"])
 @pytest.mark.parametrize("name", ["pwrite", "fsync", "rename"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
 def test_a_write_that_fails_leaves_nothing(
-    store: Store, monkeypatch: pytest.MonkeyPatch, name: str, code: int
+    store: Store, monkeypatch: pytest.MonkeyPatch, name: str, code: int, flush_bytes: int
 ) -> None:
+    monkeypatch.setattr("graft.trunk.store.filler.FLUSH_BYTES", flush_bytes)
     real, calls = getattr(os, name), 0
 
     def failing(*given: Any, **named: Any) -> Any:
@@ -671,6 +674,37 @@ def test_a_write_that_fails_leaves_nothing(
         with pytest.raises(CacheError):
             filler.finish()
     assert names(store) == set() and not is_found(store)
+
+
+def test_blocks_may_come_from_several_threads(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("graft.trunk.store.filler.FLUSH_BYTES", 3 * BLOCK_ROWS * ROW_BYTES)
+    with store.fill("a", ABOUT, ROWS, ROW_BYTES) as filler, ThreadPoolExecutor(4) as pool:
+        starts = [start for start, _ in filler.missing()]
+        wait([
+            pool.submit(filler.write, start, made()[start : start + BLOCK_ROWS])
+            for start in reversed(starts)
+        ])  # fmt: skip
+        filler.finish().close()
+    found = store.find("a")
+    assert found is not None and np.array_equal(found.rows(), made())
+
+
+def test_of_several_threads_each_hears_why_nothing_can_be_written(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pwrite(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with store.fill("a", ABOUT, ROWS, ROW_BYTES) as filler, ThreadPoolExecutor(4) as pool:
+        monkeypatch.setattr(os, "pwrite", pwrite)
+        futures = [
+            pool.submit(filler.write, start, made()[start:stop]) for start, stop in filler.missing()
+        ]
+        for future in futures:
+            assert "No space left" in str(future.exception())
+    assert names(store) == set()
 
 
 def test_one_entry_that_cannot_be_written_leaves_the_other_alone(
