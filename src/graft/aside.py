@@ -86,7 +86,8 @@ class Aside:
             pickle.dump((function, args, kwargs), to)
             to.flush()
             is_value, result = pickle.load(back)
-        except (OSError, EOFError, pickle.UnpicklingError) as error:
+        # ValueError: another thread has ended it, and closed the pipe.
+        except (OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
             self.end()
             raise Gone(f"the process for {function.partition(':')[0]} has ended") from error
         if is_value:
@@ -96,7 +97,8 @@ class Aside:
     def end(self) -> None:
         """End it now."""
         self._child.kill()
-        with contextlib.suppress(OSError):  # what was written, and not yet sent
+        # What was written, and not yet sent; or another thread ends it, too.
+        with contextlib.suppress(OSError, ValueError):
             self._child.communicate()
 
 

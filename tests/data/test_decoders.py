@@ -1,5 +1,6 @@
 """Who decodes: processes give what threads give, and one that dies costs nothing but time."""
 
+import math
 import os
 import signal
 import time
@@ -102,6 +103,27 @@ def test_a_process_that_is_killed_costs_no_picture(
                 os.kill(started[-1], signal.SIGKILL)
             assert (batch == expected[5 * number : 5 * number + 5]).all()
         assert len(started) > 3
+
+
+def test_who_still_waits_when_processes_end_is_served(
+    paths: list[Path], started: list[int]
+) -> None:
+    """Two batches of the same pictures: the first to be whole ends the processes."""
+    every = np.arange(COUNT)
+    with Pictures(paths, SIZE, workers=0) as alone:
+        expected = alone.batch(every)
+    for _ in range(5):
+        with Pictures(paths, SIZE, workers=3) as pictures:
+            for batch in pictures.batches([every] * 6):
+                assert (batch == expected).all()
+
+
+def test_what_a_function_raises_costs_no_process(started: list[int]) -> None:
+    with Decoders("decode", 3, 1000) as three:
+        for _ in range(7):
+            with pytest.raises(ValueError, match="math domain"):
+                three.submit(three.call, math.sqrt, -1).result(timeout=20)
+        assert three.submit(three.call, os.getpid).result(timeout=20) in started
 
 
 def test_a_check_by_processes_finds_what_threads_find(

@@ -2,8 +2,8 @@
 
 Pillow lets other threads run while it unpacks and scales, but not while Python reads the header,
 compares the digest and copies the pixels: about a quarter of the time for a small photograph. So
-threads get ahead up to some four cores; with 16, made JPEGs of 178 x 218 were decoded at 1,400 a
-second, little more than on 2.
+threads get ahead up to some four cores; 16 decoded 1,400 made JPEGs of 178 x 218 a second, where 16
+processes decoded 7,700 (docs/performance.md).
 """
 
 import importlib
@@ -59,21 +59,21 @@ class Decoders:
     def call(self, function: Callable[..., Found], *arguments: Any) -> Found:
         """What a function of a module returns, computed in a process that is free, or here."""
         idle = self._idle
-        process = idle.get() if idle is not None else None
-        if idle is None or process is None:
-            if idle is not None:
-                idle.put(None)  # for the next who waits
+        if idle is None:
             return function(*arguments)
+        process = idle.get()
         try:
-            found: Found = process.call(f"{function.__module__}:{function.__name__}", *arguments)
+            if process is not None:
+                name = f"{function.__module__}:{function.__name__}"
+                found: Found = process.call(name, *arguments)
+                return found
         except Gone:
             # It was killed, or a picture has broken a library: another takes its place, and this
             # is done here, where the error is at least seen.
-            if self._idle is idle:
-                idle.put(self._started())
-            return function(*arguments)
-        idle.put(process)
-        return found
+            process = self._started() if self._idle is idle else None
+        finally:
+            idle.put(process)
+        return function(*arguments)
 
     def end_processes(self) -> None:
         """They are not needed any more; threads go on."""
@@ -82,7 +82,7 @@ class Decoders:
             process.end()
         self._processes.clear()
         if idle is not None:
-            idle.put(None)  # whoever waits for one
+            idle.put(None)  # for whoever waits for one: it goes from hand to hand
 
     def close(self) -> None:
         """End all; what has not begun is dropped."""
