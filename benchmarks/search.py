@@ -52,6 +52,8 @@ if __name__ == "__main__":
 """
 CONFIG = "x: 0.0\ntimes: times\nhydra: {sweep: {dir: out}, job: {chdir: false}}\n"
 
+# The demo's, and its head alone.
+STRATEGIES = ("head_only", "head_only,fine_tune")
 OURS = [
     "hydra/sweeper=search", "hydra/launcher=slots", f"hydra.launcher.cpu_slots={SLOTS}",
     "hydra/sweeper/pruner=none",
@@ -123,33 +125,45 @@ def _busy(options: Sequence[str], path: Path | None) -> tuple[float, float, floa
 
 
 def pruning(seeds: int, trials: int) -> None:
-    print(f"| {trials} trials, 10 epochs, seed | epochs without | with | saved | same winner |")
-    print("|---|---|---|---|---|")
+    print(f"{trials} random trials of 10 epochs, by the validation loss; none and median pruner\n")
+    print("| strategies | seed | epochs without | with | saved | winner's loss without | with |")
+    print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder)
-        shares = []
-        for seed in range(seeds):
-            plain = _searched(home, seed, trials, "none")
-            pruned = _searched(home, seed, trials, "median")
-            before, after = _epochs(plain), _epochs(pruned)
-            shares.append(1 - after / before)
-            is_same = plain["best"] == pruned["best"]
-            print(f"| {seed} | {before} | {after} | {shares[-1]:.0%} | {is_same} |", flush=True)
-    print(
-        f"\nsaved: {min(shares):.0%} to {max(shares):.0%}, median {statistics.median(shares):.0%}"
-    )
+        home, summaries = Path(folder), []
+        for strategies in STRATEGIES:
+            shares, num_same = [], 0
+            for seed in range(seeds):
+                plain, pruned = (
+                    _searched(home, strategies, seed, trials, pruner)
+                    for pruner in ("none", "median")
+                )
+                before, after = _epochs(plain), _epochs(pruned)
+                shares.append(1 - after / before)
+                losses = _best_loss(plain), _best_loss(pruned)
+                num_same += losses[0] == losses[1]
+                counts = f"{before} | {after} | {shares[-1]:.0%}"
+                row = f"{strategies} | {seed} | {counts} | {losses[0]:.4f} | {losses[1]:.4f}"
+                print(f"| {row} |", flush=True)
+            low, middle, high = min(shares), statistics.median(shares), max(shares)
+            saved = f"saved {low:.0%} to {high:.0%}, median {middle:.0%}"
+            summaries.append(f"{strategies}: {saved}; same winner {num_same} of {seeds}")
+    print("", *summaries, sep="\n")
 
 
-def _searched(home: Path, seed: int, trials: int, pruner: str) -> dict[str, Any]:
+def _searched(home: Path, strategies: str, seed: int, trials: int, pruner: str) -> dict[str, Any]:
     """The same points in the same order, whatever the pruner: they are random."""
-    name = f"{pruner}_{seed}"
+    name = f"{strategies.count(',')}_{pruner}_{seed}"
     _graft(
-        home, f"sweep.name={name}", "strategy=head_only", f"hydra.sweeper.n_trials={trials}",
+        home, f"sweep.name={name}", f"strategy={strategies}", f"hydra.sweeper.n_trials={trials}",
         "hydra/sweeper/sampler=random", f"hydra.sweeper.sampler.seed={seed}", "metric=val_loss",
         f"hydra/sweeper/pruner={pruner}",
     )  # fmt: skip
     found: dict[str, Any] = json.loads((home / "outputs" / name / "search.json").read_text())
     return found
+
+
+def _best_loss(search: Mapping[str, Any]) -> float:
+    return min(trial["values"][0] for trial in search["trials"] if trial["state"] == "completed")
 
 
 def _epochs(search: Mapping[str, Any]) -> int:
