@@ -265,6 +265,7 @@ def on_a_terminal(tmp_path: Path, **streams: Any) -> tuple[str, str]:
     return seen.decode(), printed
 
 
+@pytest.mark.slow
 def test_on_a_terminal_lines_stay_and_the_table_goes(tmp_path: Path) -> None:
     seen, _ = on_a_terminal(tmp_path)
     for words in ("step 2", "0 of 2 done, 1 running, 1 waiting", "1 of 2 done"):

@@ -129,6 +129,7 @@ def test_a_run_that_was_killed_goes_on_where_it_was(lab: Any) -> None:
     assert lab.seen().curve(run, "val/loss") == [(r["epoch"], r["val_loss"]) for r in lab.rows(1)]
 
 
+@pytest.mark.slow
 def test_other_numbers_for_a_run_are_another_run(lab: Any) -> None:
     lab.train(lab.open(), 0)
     lab.seen()

@@ -74,7 +74,7 @@ def survive(app: Any, until: Any, ended_whole: Any, num_kills: int, seed: int, *
 def test_a_search_whose_driver_is_killed_ends_with_the_trials_asked_for(
     app: Any, until: Any, ended_whole: Any
 ) -> None:
-    survive(app, until, ended_whole, 10, seed=0)
+    survive(app, until, ended_whole, 6, seed=0)
 
 
 @pytest.mark.slow
@@ -491,6 +491,7 @@ def damage(path: Path, how: str) -> None:
             stream.write(random.Random(1).randbytes(size - 4096))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how", ["cut", *(pytest.param(how, marks=pytest.mark.slow) for how in ("flipped", "inside"))]
 )
