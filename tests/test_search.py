@@ -21,7 +21,10 @@ ALWAYS = (
 )  # fmt: skip
 RATES = "optimizer.lr=tag(log,interval(1e-4,1e-1))"
 # Prunes as soon as it may: three trials are enough to show it.
-HASTY = ("hydra.sweeper.pruner.n_startup_trials=1", "hydra.sweeper.together=1")
+HASTY = (
+    "hydra.sweeper.pruner.n_startup_trials=1", "hydra.sweeper.pruner.n_warmup_steps=0",
+    "hydra.sweeper.together=1",
+)  # fmt: skip
 
 
 class Search(Home):

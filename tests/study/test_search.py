@@ -380,18 +380,18 @@ def curve(cfg: Any) -> float:
 def test_a_job_is_told_to_stop_and_its_trial_is_pruned(
     search: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By the median, at its second report: the first says little."""
+    """By the median, at its third report: the first ones say little."""
     ran = Ran(curve)
     settings = ["pruner.n_startup_trials=1", "n_trials=3", 'enqueue="x=0,1,0.5"', "max_failures=0"]
     found = search(ran, X, *settings)
     assert found.states == ["complete", "pruned", "pruned"]
-    assert [len(trial.intermediate_values) for trial in found.trials] == [5, 2, 2]
+    assert [len(trial.intermediate_values) for trial in found.trials] == [5, 3, 3]
     told = found.search["trials"][1]
     assert (told["state"], told["values"]) == ("pruned", None)
-    assert told["steps"] == {"1": 2.0, "2": 1.5}
-    why = r"1\.5 there, where the median of 1 .* is 0\.5 \(Median pruner\)"
+    assert told["steps"] == {"1": 2.0, "2": 1.5, "3": pytest.approx(4 / 3)}
+    why = r"1\.333 there, where the median of 1 .* is 0\.3333 \(Median pruner\)"
     assert re.fullmatch(why, told["reason"])
-    assert f"trial 1 pruned at 2: {told['reason']}" in capsys.readouterr().out
+    assert f"trial 1 pruned at 3: {told['reason']}" in capsys.readouterr().out
     assert found.results["best_params"] == {"x": 0.0}
     # It has ended: it counts, and does not run again.
     search(ran, X, *settings)
@@ -651,7 +651,7 @@ def meets(cfg: Any) -> float:
 def test_slots_search_side_by_side_and_prune(search: Any) -> None:
     points = [0, 0.1, 0.6, 0.7, 0.8, 0.9]
     settings = [f'enqueue="x={",".join(map(str, points))}"', "pruner.n_startup_trials=2"]
-    more = ["hydra.launcher.cpu_slots=2", "n_trials=6"]
+    more = ["hydra.launcher.cpu_slots=2", "n_trials=6", "pruner.n_warmup_steps=0"]
     found = search(meets, X, *settings, *more, launcher="slots")
     assert [one["x"] for one in found.points] == points
     # When the last one begins, at most one other still runs.

@@ -106,9 +106,9 @@ class NoneConf:
 class MedianConf:
     _target_: str = "optuna.pruners.MedianPruner"
     n_startup_trials: int | None = None  # so many run to their ends before one is pruned
-    # Before a trial's report of this step it cannot be pruned. Optuna's own is 0; after a first
-    # epoch the median ends trials that would have won (docs/performance.md, "The search").
-    n_warmup_steps: int | None = 2
+    # Before a trial's report of this step it cannot be pruned. Optuna's own is 0; after one or two
+    # epochs the median ends trials that would have won (docs/performance.md, "The search").
+    n_warmup_steps: int | None = 3
     interval_steps: int | None = None
     n_min_trials: int | None = None
 
