@@ -1,7 +1,7 @@
 """The state of a sweep for a terminal, and for a program."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from graft.report.search import Search
@@ -55,11 +55,14 @@ def table(sweep: SweepState) -> Any:
     from rich.table import Table
     from rich.text import Text
 
+    from graft.report.words import shortened
+
     axes = list(dict.fromkeys(key for run in sweep.runs for key in run.choices))
     metrics = list(dict.fromkeys(run.metric for run in sweep.runs))
     heads = [*(axes or ["run"]), "state", "epoch", metrics[0] if len(metrics) == 1 else "best",
              "slot", "starts", "written"]  # fmt: skip
-    rows = [_cells(run, axes, len(metrics) == 1) for run in sweep.runs]
+    short = {axis: shortened([run.choices.get(axis, "") for run in sweep.runs]) for axis in axes}
+    rows = [_cells(run, short, len(metrics) == 1) for run in sweep.runs]
     used = [place for place in range(len(heads)) if any(row[place] for row in rows)]
     shown = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for place in used:
@@ -70,10 +73,12 @@ def table(sweep: SweepState) -> Any:
     return shown
 
 
-def _cells(run: RunState, axes: Sequence[str], is_one_metric: bool) -> list[str]:
+def _cells(run: RunState, short: Mapping[str, Mapping[str, str]], is_one_metric: bool) -> list[str]:
+    """`short`: of each axis, the values that are shown in another way."""
     best = "" if math.isnan(run.best) else f"{run.best:.4f}"
+    chosen = [(axis, run.choices.get(axis, "")) for axis in short]
     return [
-        *([run.choices.get(axis, "") for axis in axes] or [run.name]),
+        *([short[axis].get(value, value) for axis, value in chosen] or [run.name]),
         run.state,
         f"{run.epoch}/{run.epochs}" if run.epochs else "",
         best if is_one_metric or not best else f"{run.metric} {best}",

@@ -1,0 +1,40 @@
+"""The table of `graft-sweep status`; the command itself is in test_sweep_command.py."""
+
+import io
+from pathlib import Path
+
+from rich.console import Console
+
+from graft.status.show import table
+from graft.status.state import RunState, SweepState
+
+
+def shown(*runs: RunState) -> list[list[str]]:
+    """The words of each row, on a terminal of 80 columns."""
+    stream = io.StringIO()
+    sweep = SweepState(Path("s"), "graft -m", "", runs)
+    Console(file=stream, width=80).print(table(sweep))
+    return [line.split() for line in stream.getvalue().splitlines() if line.strip("─ ")]
+
+
+def test_numbers_that_nobody_typed_are_shown_short_and_apart() -> None:
+    head, *rows = shown(
+        RunState("a", {"optimizer.lr": "0.007114273128501234"}, "completed"),
+        RunState("b", {"optimizer.lr": "0.007114391287500001"}, "completed"),
+        RunState("c", {"optimizer.lr": "1e-3"}, "completed"),
+    )
+    assert head[:2] == ["optimizer.lr", "state"]
+    assert [row[0] for row in rows] == ["0.00711427", "0.00711439", "1e-3"]
+
+
+def test_a_run_that_lacks_an_axis_has_an_empty_place() -> None:
+    _, *rows = shown(
+        RunState("a", {"strategy": "head_only"}, "completed"),
+        RunState("b", {"strategy": "fine_tune", "strategy.depth": "2"}, "running"),
+    )
+    assert rows == [["head_only", "completed"], ["fine_tune", "2", "running"]]
+
+
+def test_runs_without_axes_are_named() -> None:
+    _, row = shown(RunState("run", {}, "running", epoch=3, epochs=10, best=0.5))
+    assert row == ["run", "running", "3/10", "0.5000"]
