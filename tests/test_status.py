@@ -24,7 +24,7 @@ def test_numbers_that_nobody_typed_are_shown_short_and_apart() -> None:
         RunState("c", {"optimizer.lr": "1e-3"}, "completed"),
     )
     assert head[:2] == ["optimizer.lr", "state"]
-    assert [row[0] for row in rows] == ["0.00711427", "0.00711439", "1e-3"]
+    assert [row[0] for row in rows] == ["0.0071143", "0.0071144", "1e-3"]
 
 
 def test_a_run_that_lacks_an_axis_has_an_empty_place() -> None:
