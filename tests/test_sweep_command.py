@@ -54,6 +54,7 @@ def workers_of(pid: int) -> list[int]:
 # --- planned only -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(home: Home) -> None:
     done = home.run(
         "strategy=head_only,fine_tune", "optimizer.lr=1e-2,1e-3", "sweep.name=s", "epochs=7",

@@ -142,6 +142,7 @@ def test_other_numbers_for_a_run_are_another_run(lab: Any) -> None:
     assert len(lab.seen().curve(old, "val/loss")) == 3
 
 
+@pytest.mark.slow
 def test_a_sweep_that_grew_numbers_its_runs_anew_and_sends_nothing_again(lab: Any) -> None:
     lab.ask_for(2, 3)
     sweep = lab.open()

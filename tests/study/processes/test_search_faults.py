@@ -393,6 +393,7 @@ def test_a_database_that_stays_held_ends_the_search_in_words(
     assert [t.number for t in app.trials()] == list(range(12))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["sqlite", pytest.param("journal", marks=pytest.mark.slow)])
 def test_a_storage_in_a_place_that_cannot_be_written_is_refused_before_any_job(
     app: Any, scheme: str

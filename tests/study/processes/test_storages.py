@@ -157,6 +157,7 @@ def nowhere(word: str, *folders: Path) -> None:
 # --- one driver ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_search_in_a_file_of_sqlite(app: Any) -> None:
     searched(app, app.database)
 
