@@ -151,10 +151,11 @@ class _OnHost:
     def __init__(self, rows: torch.Tensor) -> None:
         self._arrived: torch.cuda.Event | None = None
         if rows.device.type == "cuda":
+            stream = torch.cuda.current_stream(rows.device)  # of this GPU, not of the first
             pinned = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
             rows = pinned.copy_(rows, non_blocking=True)
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._arrived.record()
+            self._arrived.record(stream)
         self._rows = rows.cpu()
 
     def numpy(self) -> NDArray[np.uint8]:
