@@ -2,6 +2,7 @@
 #
 #   PYTHON=python3.12 make setup     with another Python (3.11 or newer)
 #   PORT=5001 make ui                on another port
+#   JOBS=8 make test                 with more processes
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -9,9 +10,12 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 PORT ?= 5000
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin/
 INSTALLED := $(VENV)/.installed
+# A file's tests stay in one process, with what they share; the long files of the first folders first.
+SIDE_BY_SIDE := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # PyTorch's threads sleep while they wait for each other: see src/graft/__init__.py.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -46,7 +50,7 @@ check: setup  ## format, lint, types, import arrows
 	$(BIN)lint-imports
 
 test: setup  ## what a change should pass before it is shown
-	$(BIN)pytest -m "not slow and not gpu"
+	$(BIN)pytest $(SIDE_BY_SIDE) -m "not slow and not gpu"
 
 test-all: setup  ## every test
 	$(BIN)pytest

@@ -1,6 +1,7 @@
 """What many tests need: a cache of their own, and a small real data set."""
 
 import csv
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from graft.config import RunConfig, from_dict
 # What starts in a shell's background ignores Ctrl-C, and so would the commands that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# pytest-xdist sets a width of 80 for its workers; what is no terminal has none.
+for name in ("COLUMNS", "LINES"):
+    os.environ.pop(name, None)
 
 
 @pytest.fixture(autouse=True)

@@ -408,13 +408,13 @@ def test_the_heads_seed_changes_no_batch(
     tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, list[list[int]]] = {}
-    count = Learner.count
+    summed_loss = Learner.summed_loss
 
     def noted(self: Learner, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         seen.setdefault(self.name, []).append(labels.tolist())
-        return count(self, logits, labels)
+        return summed_loss(self, logits, labels)
 
-    monkeypatch.setattr(Learner, "count", noted)
+    monkeypatch.setattr(Learner, "summed_loss", noted)
     base = replace(tiny_config, strategy=HeadOnly())
     configs = {
         "none": base,

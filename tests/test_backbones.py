@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
 
+from graft import weights
 from graft.backbones import BACKBONES, Network, build, check, find
 from graft.config import Model
 from graft.errors import ConfigError, WeightsError
@@ -158,9 +159,9 @@ def test_one_seed_gives_one_head_and_leaves_the_global_random_state_alone() -> N
     before = torch.get_rng_state()
     one, same, other = (network(seed=seed) for seed in (3, 3, 4))
     assert torch.equal(torch.get_rng_state(), before)
-    weights = [net.module.state_dict() for net in (one, same, other)]
-    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
-    assert not torch.equal(weights[0]["classifier.3.weight"], weights[2]["classifier.3.weight"])
+    states = [net.module.state_dict() for net in (one, same, other)]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert not torch.equal(states[0]["classifier.3.weight"], states[2]["classifier.3.weight"])
 
 
 def test_the_head_does_not_depend_on_the_weights() -> None:
@@ -474,3 +475,31 @@ def test_restoring_another_number_of_classes_says_both_numbers(tmp_path: Path) -
     save_file(network(outputs=10).module.state_dict(), tmp_path / "model.safetensors")
     with pytest.raises(WeightsError, match="10x1024 in the file, 3x1024 in the network"):
         network(outputs=3).restore(tmp_path / "model.safetensors")
+
+
+# --- twins ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", [HeadOnly(), FineTune(1), Full()], ids=str)
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "vit_b_16"])
+def test_a_twin_shares_what_is_frozen_and_trains_alone(name: str, strategy: Strategy) -> None:
+    one = network(name)
+    one.freeze(strategy.trainable(list(one.blocks)))
+    twin = one.twin()
+    begun = {key: tensor.clone() for key, tensor in one.module.state_dict().items()}
+    for key, parameter in one.module.named_parameters():
+        its = twin.module.get_parameter(key)
+        assert torch.equal(parameter, its) and parameter.requires_grad == its.requires_grad
+        assert (parameter is its) == (not parameter.requires_grad)
+    modules = set(twin.module.modules())
+    assert all(module in modules for block in twin.blocks.values() for module in block)
+    twin.train()
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    twin.module(x).square().sum().backward()
+    torch.optim.SGD([p for p in twin.module.parameters() if p.requires_grad], lr=0.1).step()
+    own, others = one.module.state_dict(), twin.module.state_dict()
+    assert all(torch.equal(own[key], begun[key]) for key in begun)
+    assert all(p.grad is None for p in one.module.parameters())
+    moved = {key for key in others if not torch.equal(others[key], begun[key])}
+    trains = [key for block in one.trainable for key in one.backbone.blocks[block]]
+    assert moved and all(weights.is_under(key, trains) for key in moved)

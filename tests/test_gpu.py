@@ -6,6 +6,8 @@ kernel, and nothing that only a GPU does goes wrong.
 `make test` leaves these out; `make test-all` skips them where there is no device.
 """
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +20,20 @@ import torch
 from safetensors.torch import load_file
 from tests.home import Home
 
-from graft import machine, train
-from graft.config import SGD, Adam, AdamW, Cache, Model, RandomCrop, RunConfig
+from graft import backbones, machine, train
+from graft.config import (
+    SGD,
+    Adam,
+    AdamW,
+    Cache,
+    Cosine,
+    CrossEntropy,
+    Model,
+    RandomCrop,
+    RunConfig,
+)
 from graft.dataset import LoadedDataset
-from graft.fit import checkpoint
+from graft.fit import checkpoint, recorded
 from graft.record import CHECKPOINT, ENVIRONMENT, EPOCHS, RUN, Record, read_json
 from graft.strategies import FineTune, Full, HeadOnly, Strategy
 from graft.trunk import activations
@@ -232,6 +244,122 @@ def test_rows_arrive_whole_whatever_the_stages(
         pairs = zip(examples[part], which[part], strict=True)
         expected = [numbers[names[w]][e] for e, w in pairs]
         assert (found.cpu().numpy() == np.array(expected)).all()
+
+
+# --- recorded steps -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def replayed(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Every launch of a recording, as it is made."""
+    seen: list[object] = []
+    replay = recorded._Recording.replay
+
+    def noted(self: recorded._Recording, inputs: tuple[torch.Tensor, ...]) -> None:
+        seen.append(self)
+        replay(self, inputs)
+
+    monkeypatch.setattr(recorded._Recording, "replay", noted)
+    return seen
+
+
+@pytest.mark.parametrize("strategy", [HeadOnly(), FineTune(1), Full()], ids=str)
+@pytest.mark.parametrize("name", list(backbones.BACKBONES))
+def test_a_recorded_step_changes_no_bit(
+    tiny_config: RunConfig, tmp_path: Path, replayed: list[object], name: str, strategy: Strategy
+) -> None:
+    size = 224 if name == "vit_b_16" else 64
+    config = train.resolve(
+        replace(
+            tiny_config, device="cuda", epochs=3, batch_size=8, image_size=size, strategy=strategy,
+            model=Model(name=name, weights="none", dropout=0.2), schedule=Cosine(),
+        )
+    )  # fmt: skip
+    dataset = train.load_dataset(config)
+    asked = alone(replace(config, cuda_graphs=False), tmp_path / "asked", dataset)
+    assert not replayed
+    assert_equal(asked, alone(config, tmp_path / "recorded", dataset))
+    # All but the first three of a kind: whole batches, and what is left at the end of an epoch.
+    steps = 3 * -(-len(dataset.examples.train) // 8)
+    assert len(replayed) >= steps - 2 * recorded.ASKED_FIRST > 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": SGD(lr=1e-2, momentum=0.9, nesterov=True)},
+        {"optimizer": AdamW(lr=1e-3, weight_decay=0.1)},
+        {"precision": "bfloat16"},
+        {"precision": "tf32"},
+        {"augmentation": RandomCrop()},
+        {"loss": CrossEntropy(class_weights="balanced", label_smoothing=0.1)},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("strategy", [HeadOnly(), FineTune(1)], ids=str)
+def test_nor_with_other_settings(
+    base: RunConfig, dataset: LoadedDataset, tmp_path: Path, replayed: list[object],
+    strategy: Strategy, changes: dict[str, Any],
+) -> None:  # fmt: skip
+    config = train.resolve(replace(base, batch_size=8, strategy=strategy, **changes))
+    asked = alone(replace(config, cuda_graphs=False), tmp_path / "asked", dataset)
+    assert_equal(asked, alone(config, tmp_path / "recorded", dataset))
+    assert replayed
+
+
+def test_nor_in_a_stack_that_grows_smaller(
+    base: RunConfig, dataset: LoadedDataset, tmp_path: Path, replayed: list[object]
+) -> None:
+    base = replace(base, batch_size=8, epochs=4, model=replace(base.model, dropout=0.3))
+    configs = [
+        replace(base, optimizer=Adam(lr=lr), epochs=epochs, seed=seed)
+        for lr, epochs, seed in ((1e-2, 4, 0), (1e-3, 2, 0), (float("1e30"), 4, 0), (1e-4, 3, 1))
+    ]
+    asked = together([replace(c, cuda_graphs=False) for c in configs], tmp_path / "asked", dataset)
+    assert not replayed
+    found = together(configs, tmp_path / "recorded", dataset)
+    assert len(set(map(id, replayed))) > 2
+    for one, other in zip(asked, found, strict=True):
+        if isinstance(one, Record):
+            assert_equal(one, other)
+        else:
+            assert type(one) is type(other)
+
+
+def test_what_fails_while_it_is_recorded_is_asked_for() -> None:
+    x, total = torch.ones(4, device="cuda"), torch.zeros((), device="cuda")
+
+    def step(inputs: torch.Tensor) -> None:
+        total.add_(inputs.sum())
+        if torch.cuda.is_current_stream_capturing():
+            raise torch.OutOfMemoryError("no room for a second one")
+
+    recorder = recorded.Recorder(torch.device("cuda"), is_on=True)
+    for _ in range(10):
+        recorder.run(step, x)
+    assert float(total) == 40
+
+
+WAITS = """
+import torch
+from graft.errors import RunError
+from graft.fit import recorded
+
+x, total = torch.ones(4, device="cuda"), torch.zeros((), device="cuda")
+recorder = recorded.Recorder(torch.device("cuda"), is_on=True)
+for _ in range(recorded.ASKED_FIRST):
+    recorder.run(lambda y: total.add_(float(y.sum())), x)
+try:
+    recorder.run(lambda y: total.add_(float(y.sum())), x)
+except RunError as error:
+    print(error)
+"""
+
+
+def test_a_step_that_waits_for_the_device_says_what_to_do() -> None:
+    # In a process of its own: PyTorch is not the same after it.
+    done = subprocess.run([sys.executable, "-c", WAITS], capture_output=True, text=True)
+    assert "Run it with cuda_graphs=false" in done.stdout, done.stderr
 
 
 # --- precision ----------------------------------------------------------------------------------

@@ -292,6 +292,7 @@ class RunConfig:
                            default="val_accuracy")  # fmt: skip
     patience: int | None = _checked(COUNT, default=None)
     device: str = "auto"
+    cuda_graphs: bool = True
     workers: int | None = _checked(NOT_NEGATIVE, default=None)
     output_dir: str = "outputs"
     cache: Cache = Cache()

@@ -11,7 +11,7 @@ FORMAT = 1
 
 # Where things go and how fast they are computed. Rounding may differ between devices; the design
 # allows that, so that a sweep can move to another machine and go on.
-NOT_RESULT = ("device", "workers", "output_dir", "cache", "tracking", "sweep")
+NOT_RESULT = ("device", "cuda_graphs", "workers", "output_dir", "cache", "tracking", "sweep")
 
 
 def run_identity(config: RunConfig) -> str:

@@ -1,5 +1,6 @@
 """A network with a new head, and which of its blocks train."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,20 @@ class Network:
         for name, parameter in self.module.named_parameters():
             if weights.is_under(name, self.backbone.blocks[block]):
                 yield parameter
+
+    def twin(self) -> "Network":
+        """Another network of the same values, as long as this one has not trained.
+
+        What trains is copied. What is frozen is shared: nobody changes it.
+        """
+        frozen = [m for block in self.blocks.keys() - self.trainable for m in self.blocks[block]]
+        shared = [
+            *(p for p in self.module.parameters() if not p.requires_grad),
+            *(buffer for module in frozen for buffer in module.buffers()),
+            self.source,
+            self.backbone,
+        ]
+        return copy.deepcopy(self, {id(one): one for one in shared})
 
     def counts(self) -> dict[str, int]:
         """Number of parameters, "total" and "trainable"."""

@@ -215,11 +215,31 @@ def _train(runs: Sequence[Run], dataset: LoadedDataset, beside: Sequence[RunConf
     machine.return_memory()
     with _sharing(runs, "prepare"):
         _find_checkpoints(runs, own, network)
+    networks = _Networks(network, runs)
     try:
         for group in _groups(runs, fed, own, network):
-            _train_group(group, fed, own, network if group[0] is runs[0] else None)
+            _train_group(group, fed, own, networks)
     finally:
         fed.close()
+
+
+class _Networks:
+    """A network for each run of an array: that of the first is built, and has twins.
+
+    One of them is always ahead, of the first values, whatever has become of the others.
+    """
+
+    def __init__(self, first: Network, runs: Sequence[Run]) -> None:
+        self._model, self._ahead = runs[0].config.model, first
+        self._left = sum(run.config.model == self._model for run in runs)
+
+    def of(self, config: RunConfig, classes: Sequence[str], device: torch.device) -> Network:
+        if config.model != self._model:  # of another dropout, or its head begins otherwise
+            return build_network(config, classes, device)
+        found, self._left = self._ahead, self._left - 1
+        if self._left:
+            self._ahead = found.twin()
+        return found
 
 
 def _trained(network: Network) -> str:
@@ -279,9 +299,9 @@ def _groups(
 
 
 def _fitting(network: Network, fed: Supply) -> int:
-    """How many runs' weights, gradients and optimizer states half the free memory holds."""
-    sizes = [(p.numel(), p.requires_grad) for p in network.module.parameters()]
-    of_run = 4 * sum(5 * count if trains else count for count, trains in sizes)
+    """How many runs half the free memory holds."""
+    # What is frozen is held once for all. Of the rest: weights, gradients, two moments, the best.
+    of_run = 4 * 5 * network.counts()["trainable"]
     if fed.config.device.startswith("cuda"):
         free = machine.free_gpu_bytes(torch.device(fed.config.device))
     else:
@@ -289,11 +309,10 @@ def _fitting(network: Network, fed: Supply) -> int:
     return max(1, int(free / 2 / of_run))
 
 
-def _train_group(group: Sequence[Run], fed: Supply, own: Cut | None, first: Network | None) -> None:
+def _train_group(group: Sequence[Run], fed: Supply, own: Cut | None, networks: "_Networks") -> None:
     """Fit runs side by side, then test each."""
     with _sharing(group, "prepare"):
-        learners = {_learner(run, fed, own, first if run is group[0] else None): run
-                    for run in group}  # fmt: skip
+        learners = {_learner(run, fed, own, networks): run for run in group}
     epochs = [run.config.epochs for run in group]
     if group[0].epochs_done:
         who = "goes" if len(group) == 1 else f"{len(group)} runs go"
@@ -325,10 +344,10 @@ def _train_group(group: Sequence[Run], fed: Supply, own: Cut | None, first: Netw
             run.give_up(learner.error)
 
 
-def _learner(run: Run, fed: Supply, own: Cut | None, network: Network | None) -> Learner:
+def _learner(run: Run, fed: Supply, own: Cut | None, networks: "_Networks") -> Learner:
     config, examples = run.config, fed.examples
     device = torch.device(config.device)
-    network = network or build_network(config, examples.classes, device)
+    network = networks.of(config, examples.classes, device)
     run.info |= {
         "parameters": network.counts(),
         "weights": str(network.source),

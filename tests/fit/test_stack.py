@@ -286,7 +286,8 @@ def test_the_stacked_optimizer_is_torchs_over_50_steps(kind: str, decay: float) 
         gradient[-1] = 0
         share = 1 - step / 60  # of the rate, as a schedule gives it
         ours.grad = gradient
-        stacked.step([share * rate for rate in rates])
+        stacked.prepare([share * rate for rate in rates])
+        stacked.step()
         for row, own, rate, g in zip(theirs, torchs, rates, gradient, strict=False):
             own.param_groups[0]["lr"] = share * rate
             row.grad = g.clone()
@@ -318,9 +319,9 @@ def test_nobodys_row_has_no_gradient_and_stays_zero(monkeypatch: pytest.MonkeyPa
     seen: list[torch.Tensor] = []
     step = StackedOptimizer.step
 
-    def noted(self: StackedOptimizer, rates: Sequence[float]) -> None:
+    def noted(self: StackedOptimizer) -> None:
         seen.extend(p.grad.clone() for p in self.parameters if p.grad is not None)
-        step(self, rates)
+        step(self)
 
     monkeypatch.setattr(StackedOptimizer, "step", noted)
     for kind in KINDS.values():

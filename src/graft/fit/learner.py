@@ -13,7 +13,8 @@ from graft.config import METRICS, RunConfig
 from graft.errors import Diverged, Pruned
 from graft.fit.checkpoint import State
 from graft.fit.losses import correct, loss
-from graft.fit.optim import factor, moments, optimizer, set_moments
+from graft.fit.optim import factor, moments, optimizer, set_moments, set_rate
+from graft.fit.recorded import Recorder
 
 
 class Network(Protocol):
@@ -63,12 +64,16 @@ class Learner:
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
         self._factor = factor(config.schedule, config.epochs)
         self._steps_per_epoch, self.steps, self._rate = steps_per_epoch, 0, 0.0
+        self._recorder = recorder(config, device)
         self.random_state = _first_random_state(config.seed, device)
         self.history: list[dict[str, float]] = []
         self.best_epoch = 0
         self.best_state: dict[str, torch.Tensor] = {}
         self.error: Exception | None = None
-        self._reset_sums()
+        # Sums stay on the device: reading them each step would wait for it.
+        self._loss_sum = torch.zeros((), device=device)
+        self._correct = torch.zeros((), dtype=torch.int64, device=device)
+        self._seen = 0
 
     # --- training -------------------------------------------------------------------------
 
@@ -76,16 +81,10 @@ class Learner:
         """One optimizer step on a batch: what the trunk made of it, and labels [B]."""
         if self.optimizer is None:
             self.optimizer = self._new_optimizer()
-        rate = self.rate()
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        with self.own_random_numbers(), self.autocast():
-            logits = self.tail(*activations)
-        value = self.count(logits.float(), labels)
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(self.scaler.scale(value))
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        set_rate(self.optimizer, self.rate())
+        with self.own_random_numbers():
+            self._recorder.run(self._asked_step, labels, *activations)
+        self.count(len(labels))
 
     def rate(self) -> float:
         """The learning rate of the step that comes next."""
@@ -94,15 +93,17 @@ class Learner:
         self._rate = self.config.optimizer.lr * self._factor(epoch)
         return self._rate
 
-    def count(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The loss of a step, float32 [B, outputs] against [B], counted into the epoch's sums."""
+    def summed_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The loss of a step, float32 [B, outputs] against [B], added to the epoch's sums."""
         value = self.loss(logits, labels)
-        self.steps += 1
-        # Sums stay on the device: reading them each step would wait for it.
         self._loss_sum += value.detach() * len(labels)
         self._correct += correct(logits.detach(), labels)
-        self._seen += len(labels)
         return value
+
+    def count(self, num_examples: int) -> None:
+        """A step on so many examples was made."""
+        self.steps += 1
+        self._seen += num_examples
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return loss(logits, labels, self.class_weights, self.config.loss.label_smoothing)
@@ -132,7 +133,9 @@ class Learner:
             "lr": self._rate,
             "seconds": round(seconds, 3),
         }
-        self._reset_sums()
+        self._loss_sum.zero_()
+        self._correct.zero_()
+        self._seen = 0
         for key in ("train_loss", "val_loss"):
             if not math.isfinite(row[key]):
                 raise Diverged(
@@ -167,6 +170,7 @@ class Learner:
     def release(self) -> None:
         """Training is over: give gradients and the optimizer's state back, most of its memory."""
         self.optimizer = self.row = None
+        self._recorder.forget()
         for parameter in self.network.module.parameters():
             parameter.grad = None
 
@@ -231,10 +235,16 @@ class Learner:
         self.first_moments = {}
         return made
 
-    def _reset_sums(self) -> None:
-        self._loss_sum = torch.zeros((), device=self.device)
-        self._correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        self._seen = 0
+    def _asked_step(self, labels: torch.Tensor, *activations: torch.Tensor) -> None:
+        """What a device does in a step: see `recorded.py`."""
+        assert self.optimizer is not None
+        with self.autocast():
+            logits = self.tail(*activations)
+        value = self.summed_loss(logits.float(), labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(self.scaler.scale(value))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
 
     @contextmanager
     def own_random_numbers(self) -> Iterator[None]:
@@ -246,6 +256,11 @@ class Learner:
         finally:
             self.random_state = _random_state(self.device)
             _set_random_state(before, self.device)
+
+
+def recorder(config: RunConfig, device: torch.device) -> Recorder:
+    # The scaler of float16's gradients looks at them in each step, and so waits for the device.
+    return Recorder(device, is_on=config.cuda_graphs and config.precision != "float16")
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:

@@ -21,17 +21,30 @@ def optimizer(
     the default one on a CPU.
     """
     trained = list(parameters)
+    device = trained[0].device
+    # A step that is recorded (see recorded.py) reads its rate from the device.
+    is_on_gpu = device.type == "cuda"
+    lr = torch.tensor(config.lr, device=device) if is_on_gpu else config.lr
     if isinstance(config, SGD):
         return _light(torch.optim.SGD)(
             trained,
-            lr=config.lr,
+            lr=lr,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
             nesterov=config.nesterov,
             fused=True,
         )
     kind = _light(torch.optim.Adam if isinstance(config, Adam) else torch.optim.AdamW)
-    return kind(trained, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    return kind(trained, lr=lr, weight_decay=config.weight_decay, fused=True, capturable=is_on_gpu)
+
+
+def set_rate(of: torch.optim.Optimizer, rate: float) -> None:
+    """The learning rate of the steps that come."""
+    for group in of.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def moments(

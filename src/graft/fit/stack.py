@@ -16,7 +16,7 @@ Prior art: HFTA (S. Wang et al., MLSys 2021) fuses models that are trained side 
 optimizers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -26,7 +26,7 @@ from torch.fx import GraphModule
 from torch.nn import functional as F
 
 from graft.config import SGD, Adam, AdamW
-from graft.fit.learner import Learner
+from graft.fit.learner import Learner, recorder
 
 # A larger head is bound by the memory that its weights move through. On a CPU one of 0.1 million
 # weights takes twice as long in a stack if it is alone, one of 0.6 million takes longer in any
@@ -110,23 +110,35 @@ class Stack:
         self._streams = [
             (one.config.seed, *rate) for one, rate in zip(learners, rates, strict=True)
         ]
+        self._among: set[Learner] = set()
+        self._recorder = recorder(learners[0].config, learners[0].device)
 
     def step(
         self, activations: tuple[torch.Tensor, ...], labels: torch.Tensor, among: set[Learner]
     ) -> None:
         """One optimizer step of every run on a batch; what is not `among` those left is ignored."""
         (x,) = activations
-        rates = [learner.rate() for learner in self.learners]
-        with self.learners[0].autocast():
-            logits = self._forward(x)
-        losses = []
-        for learner, own in zip(self.learners, logits, strict=False):
-            if learner in among:
-                losses.append(learner.count(own.float(), labels))
-        torch.autograd.backward(losses)
-        self._optimizer.step(rates)
+        if among != self._among:
+            self._among = set(among)
+            self._recorder.forget()
+        self._optimizer.prepare([learner.rate() for learner in self.learners])
+        self._recorder.run(self._asked_step, labels, x, *self._masks(x))
+        for learner in among:
+            learner.count(len(labels))
 
     # --- inside ---------------------------------------------------------------------------
+
+    def _asked_step(self, labels: torch.Tensor, x: torch.Tensor, *masks: torch.Tensor) -> None:
+        """What a device does in a step: see `recorded.py`."""
+        with self.learners[0].autocast():
+            logits = self._forward(x, masks)
+        losses = [
+            learner.summed_loss(own.float(), labels)
+            for learner, own in zip(self.learners, logits, strict=False)
+            if learner in self._among
+        ]
+        torch.autograd.backward(losses)
+        self._optimizer.step()
 
     def _give_row(self, k: int, learner: Learner) -> None:
         """Its share of our optimizer, which steps for all; with what it brings from before."""
@@ -143,9 +155,9 @@ class Stack:
     def _dropouts(self, k: int) -> list[nn.Dropout]:
         return [m for layer in self._layers if isinstance(m := layer.modules[k], nn.Dropout)]
 
-    def _forward(self, x: torch.Tensor) -> torch.Tensor:
+    def _forward(self, x: torch.Tensor, masks: Sequence[torch.Tensor]) -> torch.Tensor:
         """[B, inputs] -> [K + 1, B, outputs], in train mode."""
-        dropouts = 0
+        left = iter(masks)
         for layer in self._layers:
             first = layer.modules[0]
             if isinstance(first, nn.Linear):
@@ -154,29 +166,39 @@ class Stack:
                     x = x.expand(len(weight), *x.shape)
                 x = torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
             elif isinstance(first, nn.Dropout):
-                x = self._dropped(x, dropouts)
-                dropouts += 1
+                x = x * next(left).to(x.dtype)
             else:
                 x = first(x)
         return x
 
-    def _dropped(self, x: torch.Tensor, number: int) -> torch.Tensor:
-        """Every run's own dropout, from its own random numbers."""
+    def _masks(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
+        """What each dropout multiplies its input by, from every run's own random numbers.
+
+        [B, features] where all runs draw the same, else [K + 1, B, features].
+        """
+        number, shape = 0, list(x.shape)
+        for layer in self._layers:
+            if isinstance(layer.modules[0], nn.Linear):
+                shape[-1] = layer.modules[0].out_features
+            elif isinstance(layer.modules[0], nn.Dropout):
+                yield self._mask(number, shape, x.device)
+                number += 1
+
+    def _mask(self, number: int, shape: Sequence[int], device: torch.device) -> torch.Tensor:
         masks: dict[tuple[float, ...], torch.Tensor] = {}
         drawn: dict[tuple[float, ...], Learner] = {}
-        shape = x.shape[-2:]
         for k, (learner, stream) in enumerate(zip(self.learners, self._streams, strict=True)):
             if stream not in masks:
                 with learner.own_random_numbers():
-                    ones = torch.ones(shape, dtype=x.dtype, device=x.device)
+                    ones = torch.ones(shape, device=device)
                     masks[stream] = F.dropout(ones, self._dropouts(k)[number].p)
                 drawn[stream] = learner
             # As if it had drawn them itself: it may go on in other company.
             learner.random_state = drawn[stream].random_state
         if len(masks) == 1:
-            return x * next(iter(masks.values()))
+            return next(iter(masks.values()))
         every = [masks[stream] for stream in self._streams]
-        return x * torch.stack([*every, every[-1]])
+        return torch.stack([*every, every[-1]])
 
 
 class StackedOptimizer:
@@ -204,21 +226,28 @@ class StackedOptimizer:
         self.parameters, self.config = list(parameters), configs[0]
         self._decay = self._row([c.weight_decay for c in configs])
         self._is_decaying = any(c.weight_decay for c in configs)
-        self._rates: Sequence[float] = ()
+        # Each row's rate, and what is left of 1 - BETA1**steps and 1 - BETA2**steps: on the device,
+        # so that a recorded step (see recorded.py) finds those of its time.
+        self._numbers = torch.zeros(len(configs) + 3, device=parameters[0].device)
         self._first = [torch.zeros_like(p, requires_grad=False) for p in parameters]
         self._second = [torch.zeros_like(p, requires_grad=False) for p in parameters]
         self.moments = {"first": self._first, "second": self._second}
         self._steps = steps
 
-    @torch.no_grad()
-    def step(self, rates: Sequence[float]) -> None:
-        """One step from the parameters' gradients, which are then gone. `rates`: [K]."""
+    def prepare(self, rates: Sequence[float]) -> None:
+        """Before each step: its rates, [K]."""
         self._steps += 1
-        if rates != self._rates:
-            self._rates, self._rate = list(rates), self._row(rates)
+        left = (1 - self.BETA1**self._steps, 1 - self.BETA2**self._steps)
+        # A few numbers are taken at once: nothing waits for the device.
+        self._numbers.copy_(torch.tensor([*rates, 0.0, *left]), non_blocking=True)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One step from the parameters' gradients, which are then gone."""
+        rates, left = self._numbers[:-2], self._numbers[-2:].unbind()
         for p, m, v in zip(self.parameters, self._first, self._second, strict=True):
             assert p.grad is not None
-            lr, decay = (x.view(-1, *[1] * (p.ndim - 1)) for x in (self._rate, self._decay))
+            lr, decay = (x.view(-1, *[1] * (p.ndim - 1)) for x in (rates, self._decay))
             gradient, p.grad = p.grad, None
             if isinstance(self.config, AdamW):
                 p.mul_(1 - lr * decay)
@@ -227,13 +256,16 @@ class StackedOptimizer:
             if isinstance(self.config, SGD):
                 p.sub_(lr * self._direction(gradient, m))
             else:
-                p.sub_(lr * self._adam(gradient, m, v))
+                p.sub_(lr * self._adam(gradient, m, v, *left))
 
-    def _adam(self, gradient: torch.Tensor, m: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def _adam(
+        self, gradient: torch.Tensor, m: torch.Tensor, v: torch.Tensor, left_of_first: torch.Tensor,
+        left_of_second: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
         m.mul_(self.BETA1).add_(gradient * (1 - self.BETA1))
         v.mul_(self.BETA2).add_(gradient * gradient * (1 - self.BETA2))
-        root = (v / (1 - self.BETA2**self._steps)).sqrt_().add_(self.EPS)
-        return (m / (1 - self.BETA1**self._steps)).div_(root)
+        root = (v / left_of_second).sqrt_().add_(self.EPS)
+        return (m / left_of_first).div_(root)
 
     def _direction(self, gradient: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
         assert isinstance(self.config, SGD)

@@ -1,0 +1,149 @@
+"""Steps on a GPU that are asked for once: recorded as a CUDA graph, then replayed.
+
+A step of a small tail takes a GPU less time than it takes Python to ask for its hundreds of
+kernels, one by one. Recorded, they are asked for at once. They are the same kernels on the same
+numbers, so a recorded step changes no bit.
+"""
+
+import functools
+import gc
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from graft.errors import RunError
+
+log = logging.getLogger("graft")
+
+# Steps of a kind that are asked for kernel by kernel before one is recorded: the first ones set up
+# what later ones find, an optimizer's state above all.
+ASKED_FIRST = 3
+
+Step = Callable[..., None]
+
+
+class Recorder:
+    """Runs a step on batches; on a GPU, from its fourth time on, as one launch.
+
+    Args:
+        device: of all tensors.
+        is_on: False: nothing is recorded.
+    """
+
+    def __init__(self, device: torch.device, *, is_on: bool) -> None:
+        self._device = device
+        self._is_on = is_on and device.type == "cuda"
+        self.forget()
+
+    def run(self, step: Step, *inputs: torch.Tensor) -> None:
+        """The step on a batch.
+
+        Args:
+            step: the same each time. What it reads and writes besides `inputs` has to stay where it
+                is in memory, and nothing in it may wait for the device. Its Python runs when it is
+                recorded, and not when it is replayed. Random numbers of the device are those that
+                it would have drawn.
+
+        Raises:
+            RunError: recording went wrong in a way that PyTorch does not recover from.
+        """
+        if not self._is_on:
+            step(*inputs)
+            return
+        kind = tuple((t.shape, t.stride(), t.dtype) for t in inputs)
+        if kind not in self._recordings and self._asked[kind] == ASKED_FIRST:
+            self._record(kind, step, inputs)
+        if kind in self._recordings:
+            self._recordings[kind].replay(inputs)
+            return
+        self._asked[kind] += 1
+        with _own_stream(self._device):  # as it will be recorded
+            step(*inputs)
+
+    def forget(self) -> None:
+        """Give memory back; another step may come next."""
+        self._asked: Counter[object] = Counter()
+        self._recordings: dict[object, _Recording] = {}
+        # One memory for all: they run one after the other, and what a step leaves in it (gradients)
+        # is not looked at by the next.
+        self._pool = torch.cuda.graph_pool_handle() if self._is_on else None
+
+    # --- inside ---------------------------------------------------------------------------
+
+    def _record(self, kind: object, step: Step, inputs: tuple[torch.Tensor, ...]) -> None:
+        """Recording runs nothing. What cannot be recorded is asked for as before."""
+        try:
+            self._recordings[kind] = _Recording(step, inputs, self._device, self._pool)
+        except RuntimeError as error:  # out of memory is one, too
+            log.debug("  steps are not recorded: %s", error, exc_info=True)
+            self._is_on = False
+            self.forget()
+
+
+class _Recording:
+    """A CUDA graph of a step, and the tensors that it reads a batch from."""
+
+    def __init__(
+        self, step: Step, inputs: tuple[torch.Tensor, ...], device: torch.device, pool: Any
+    ) -> None:
+        self._inputs = [
+            torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=device) for t in inputs
+        ]
+        self._take(inputs)
+        self._graph = torch.cuda.CUDAGraph()
+        failed: Exception | None = None
+        with _own_stream(device), _no_garbage_collected():
+            # Other threads, which fetch the next batches, may go on with what they do.
+            self._graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            try:
+                step(*self._inputs)
+            except Exception as error:
+                failed = error
+            try:
+                self._graph.capture_end()
+            except RuntimeError as error:
+                raise RunError(
+                    f"This step cannot be recorded as a CUDA graph: {failed or error}. "
+                    "Run it with cuda_graphs=false, and please report this."
+                ) from (failed or error)
+        if failed is not None:
+            raise failed
+
+    def replay(self, inputs: tuple[torch.Tensor, ...]) -> None:
+        self._take(inputs)
+        self._graph.replay()
+
+    def _take(self, inputs: tuple[torch.Tensor, ...]) -> None:
+        for own, given in zip(self._inputs, inputs, strict=True):
+            own.copy_(given)
+
+
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _own_stream(device: torch.device) -> Iterator[None]:
+    """Work in here runs behind what was asked for before, and before what is asked for later."""
+    own, current = _stream(device), torch.cuda.current_stream(device)
+    own.wait_stream(current)
+    with torch.cuda.stream(own):
+        yield
+    current.wait_stream(own)
+
+
+@contextmanager
+def _no_garbage_collected() -> Iterator[None]:
+    """Collecting might free another recording, which a device that records does not allow."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
