@@ -37,9 +37,10 @@ def test_importing_graft_takes_less_than_0_3_seconds() -> None:
 
 
 def test_help_takes_less_than_2_seconds() -> None:
-    # Twice as long where the machine is busy: importing Hydra takes 0.2 seconds on a quiet one.
+    # Twice as long where the machine is busy, as with other tests: importing Hydra takes 0.2
+    # seconds on a quiet one.
     hydra = _best_seconds(sys.executable, "-c", "import hydra.main, hydra._internal.hydra")
-    assert _best_seconds(str(BIN / "graft"), "--help", tries=3) < max(2.0, min(4.0, 10 * hydra))
+    assert _best_seconds(str(BIN / "graft"), "--help", tries=3) < max(2.0, min(4.0, 14 * hydra))
 
 
 @pytest.mark.parametrize("module", ["graft", "graft.app", "graft.config", "graft.record"])

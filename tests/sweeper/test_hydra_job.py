@@ -159,6 +159,9 @@ def _close_logs() -> None:
         if isinstance(handler, logging.FileHandler) and "pytest" not in type(handler).__module__:
             logging.root.removeHandler(handler)
             handler.close()
+    for logger in logging.root.manager.loggerDict.values():
+        if isinstance(logger, logging.Logger):
+            logger.disabled = False  # which "disabled" means for all that there are
 
 
 def _files(folder: Path) -> dict[str, str]:
