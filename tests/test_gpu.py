@@ -147,6 +147,18 @@ def test_a_run_is_repeated_bit_for_bit(
     assert_equal(*(alone(config, tmp_path / name, dataset) for name in "ab"))
 
 
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+def test_so_is_one_of_attention(tiny_config: RunConfig, tmp_path: Path, precision: Any) -> None:
+    config = train.resolve(
+        replace(
+            tiny_config, device="cuda", image_size=224, batch_size=16, strategy=Full(),
+            model=Model(name="vit_b_16", weights="none"), precision=precision,
+        )
+    )  # fmt: skip
+    dataset = train.load_dataset(config)
+    assert_equal(*(alone(config, tmp_path / name, dataset) for name in "ab"))
+
+
 def test_company_changes_nothing_where_tails_are_separate(
     base: RunConfig, dataset: LoadedDataset, tmp_path: Path
 ) -> None:

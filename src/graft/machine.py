@@ -119,6 +119,9 @@ def prepare_process(config: RunConfig) -> None:
     torch.manual_seed(config.seed)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+    # Its gradients differ from run to run (a ViT trained whole, on an H200). Without it float32
+    # takes plain products of matrices, in the same time, and bfloat16 takes FlashAttention.
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
     # PyTorch's own default is TF32 in convolutions: 10 bits of precision under the name float32.
     torch.backends.cudnn.allow_tf32 = config.precision != "float32"
     torch.backends.cuda.matmul.allow_tf32 = config.precision == "tf32"

@@ -30,9 +30,10 @@ from graft.fit.learner import Learner, recorder
 
 # A larger head is bound by the memory that its weights move through. On a CPU one of 0.1 million
 # weights takes twice as long in a stack if it is alone, one of 0.6 million takes longer in any
-# company. On a GPU one of 4 million is still bound by the time that asking takes: eight of them are
-# 2.5 times as fast in a stack (docs/performance.md; benchmarks/stacks.py).
-MAX_WEIGHTS, MAX_WEIGHTS_ON_GPU = 50_000, 4_000_000
+# company. On a GPU, where steps are recorded, one of 0.6 million takes twice as long alone, as long
+# among four, and 0.6 of the time among eight; one of 4 million takes longer in any company
+# (docs/performance.md; benchmarks/stacks.py).
+MAX_WEIGHTS, MAX_WEIGHTS_ON_GPU = 50_000, 600_000
 
 # Products of matrices round differently where rows begin in the middle of a wide register: a Linear
 # is stacked where its inputs are a multiple of so many, as in every network of the catalog.
