@@ -1,4 +1,4 @@
-"""Samplers and pruners by name: they are Optuna's, with the options that were given."""
+"""Samplers and pruners by name: Optuna's but for two, with the options that were given."""
 
 import sys
 import warnings
@@ -14,6 +14,7 @@ from optuna.distributions import BaseDistribution
 from hydra_plugins.study_sweeper import _samplers, config
 from hydra_plugins.study_sweeper._errors import BadSearch
 from hydra_plugins.study_sweeper._space import space
+from hydra_plugins.study_sweeper.pruners import MedianPruner, PercentilePruner
 
 SPACE = ["x=interval(-1,1)", "nested.lr=tag(log,interval(1e-5,1))", "y=range(0,9)", "name=a,b,c"]
 NUMBERS = SPACE[:3]  # what every sampler proposes itself
@@ -30,8 +31,8 @@ SAMPLERS = {
 }
 PRUNERS = {
     "none": pruners.NopPruner,
-    "median": pruners.MedianPruner,
-    "percentile": pruners.PercentilePruner,
+    "median": MedianPruner,
+    "percentile": PercentilePruner,
     "hyperband": pruners.HyperbandPruner,
     "asha": pruners.SuccessiveHalvingPruner,
     "patient": pruners.PatientPruner,
@@ -80,7 +81,7 @@ def test_a_sampler_by_name_is_optunas(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PRUNERS)
-def test_a_pruner_by_name_is_optunas(name: str) -> None:
+def test_a_pruner_by_name_is_optunas_or_ours(name: str) -> None:
     node = OmegaConf.structured(config._PRUNERS[name])
     found = _samplers.pruner(OmegaConf.merge(node, OPTIONS if name == "threshold" else {}))
     assert type(found) is PRUNERS[name]

@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from hydra_plugins.study_sweeper import _samplers, _storage
+from hydra_plugins.study_sweeper.pruners import PercentilePruner
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +126,10 @@ class Handle:
         return statistics.fmean(float(attrs[key]) for key in keys)
 
     def _reason(self, value: float, step: int) -> str:
+        pruner = self._study.pruner
+        if isinstance(pruner, PercentilePruner):
+            trial = trial_of(self._study, self._number)
+            return pruner.reason(self._study, self._study._storage.get_trial(trial._trial_id))
         name = type(self._study.pruner).__name__.removesuffix("Pruner")
         others = [
             trial.intermediate_values[step]
@@ -133,7 +138,7 @@ class Handle:
         ]
         if not others:
             return f"{value:.4g} there ({name} pruner)"
-        # What the median pruner compares with; of the others, a hint.
+        # What Optuna's median pruner compares with; of the others, a hint.
         return (
             f"{value:.4g} there, where the median of {len(others)} completed trials is "
             f"{statistics.median(others):.4g} ({name} pruner)"

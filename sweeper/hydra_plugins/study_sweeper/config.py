@@ -104,18 +104,20 @@ class NoneConf:
 
 @dataclass
 class MedianConf:
-    _target_: str = "optuna.pruners.MedianPruner"
-    n_startup_trials: int | None = None  # so many run to their ends before one is pruned
+    _target_: str = "hydra_plugins.study_sweeper.pruners.MedianPruner"
+    # So many run to their ends before one is pruned. Optuna's own is 5; four at a time, that is 8.
+    n_startup_trials: int | None = 4
     # Before a trial's report of this step it cannot be pruned. Optuna's own is 0; after one or two
     # epochs the median ends trials that would have won (docs/performance.md, "The search").
     n_warmup_steps: int | None = 3
     interval_steps: int | None = None
     n_min_trials: int | None = None
+    look_ahead: bool | None = None  # true: who would win at its present pace goes on
 
 
 @dataclass
 class PercentileConf(MedianConf):
-    _target_: str = "optuna.pruners.PercentilePruner"
+    _target_: str = "hydra_plugins.study_sweeper.pruners.PercentilePruner"
     percentile: float = 25.0  # the best so many per cent go on
 
 
