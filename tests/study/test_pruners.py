@@ -8,7 +8,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from hydra_plugins.study_sweeper.pruners import MedianPruner, PercentilePruner
+from hydra_plugins.study_sweeper._pruners import MedianPruner, PercentilePruner
 
 DIRECTIONS = ("minimize", "maximize")
 # Three completed trials, less is better: at step 3 their bests are 1, 2 and 3.
@@ -134,7 +134,7 @@ def test_it_says_why() -> None:
         trial.report(value, step)
     said = median().reason(study, study.get_trials(states=(TrialState.RUNNING,))[0])
     assert said == (
-        "2.75 at best till there, where the median of 3 completed trials is 2.2 (Median pruner)"
+        "at best 2.75 till then, where the median of 3 completed trials is 2.2 (Median pruner)"
     )
 
 

@@ -13,8 +13,8 @@ from optuna.distributions import BaseDistribution
 
 from hydra_plugins.study_sweeper import _samplers, config
 from hydra_plugins.study_sweeper._errors import BadSearch
+from hydra_plugins.study_sweeper._pruners import MedianPruner, PercentilePruner
 from hydra_plugins.study_sweeper._space import space
-from hydra_plugins.study_sweeper.pruners import MedianPruner, PercentilePruner
 
 SPACE = ["x=interval(-1,1)", "nested.lr=tag(log,interval(1e-5,1))", "y=range(0,9)", "name=a,b,c"]
 NUMBERS = SPACE[:3]  # what every sampler proposes itself
@@ -183,7 +183,7 @@ def test_an_option_that_there_is_not_is_refused(
     [
         (["hydra/sweeper/sampler=qmc", "sampler.qmc_type=sobel"], "sampler: optuna.samplers.QMC"),
         (["hydra/sweeper/pruner=threshold"], "pruner: optuna.pruners.ThresholdPruner cannot be bu"),
-        (["hydra/sweeper/pruner=percentile", "pruner.percentile=101"], "cannot be built: Perc"),
+        (["hydra/sweeper/pruner=percentile", "pruner.percentile=101"], "cannot be built: perc"),
     ],
 )
 def test_an_option_that_optuna_refuses_is_named_before_anything_is_made(

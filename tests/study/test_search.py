@@ -389,7 +389,7 @@ def test_a_job_is_told_to_stop_and_its_trial_is_pruned(
     told = found.search["trials"][1]
     assert (told["state"], told["values"]) == ("pruned", None)
     assert told["steps"] == {"1": 2.0, "2": 1.5, "3": pytest.approx(4 / 3)}
-    why = r"1\.333 there, where the median of 1 .* is 0\.3333 \(Median pruner\)"
+    why = r"at best 1\.333 till then, where the median of 1 .* is 0\.3333 \(Median pruner\)"
     assert re.fullmatch(why, told["reason"])
     assert f"trial 1 pruned at 3: {told['reason']}" in capsys.readouterr().out
     assert found.results["best_params"] == {"x": 0.0}

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from hydra_plugins.study_sweeper import _samplers, _storage
-from hydra_plugins.study_sweeper.pruners import PercentilePruner
+from hydra_plugins.study_sweeper._pruners import PercentilePruner
 
 log = logging.getLogger(__name__)
 

@@ -104,7 +104,7 @@ class NoneConf:
 
 @dataclass
 class MedianConf:
-    _target_: str = "hydra_plugins.study_sweeper.pruners.MedianPruner"
+    _target_: str = "hydra_plugins.study_sweeper._pruners.MedianPruner"
     # So many run to their ends before one is pruned. Optuna's own is 5; four at a time, that is 8.
     n_startup_trials: int | None = 4
     # Before a trial's report of this step it cannot be pruned. Optuna's own is 0; after one or two
@@ -117,7 +117,7 @@ class MedianConf:
 
 @dataclass
 class PercentileConf(MedianConf):
-    _target_: str = "hydra_plugins.study_sweeper.pruners.PercentilePruner"
+    _target_: str = "hydra_plugins.study_sweeper._pruners.PercentilePruner"
     percentile: float = 25.0  # the best so many per cent go on
 
 

@@ -93,7 +93,7 @@ class PercentilePruner(optuna.pruners.BasePruner):
             if (values := list(_until(other.intermediate_values, step)))
         ]
         return (
-            f"{better(trial.intermediate_values.values()):.4g} at best till there, where the "
+            f"at best {better(trial.intermediate_values.values()):.4g} till then, where the "
             f"median of {len(bests)} completed trials is {statistics.median(bests):.4g} "
             f"({type(self).__name__.removesuffix('Pruner')} pruner)"
         )
