@@ -426,3 +426,28 @@ def test_the_heads_seed_changes_no_batch(
     assert isinstance(none, Record) and isinstance(other, Record)
     assert none.epochs["train_loss"].tolist() != other.epochs["train_loss"].tolist()
     assert seen["none"] == seen["own"] == seen["other"] and len(seen["none"]) == 8
+
+
+def test_memory_is_counted_for_what_runs_do_not_share(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    """Twins share what is frozen; a run whose head begins otherwise has a network of its own."""
+    counted: list[int] = []
+
+    def noted(network: Any, runs: Any, fed: Any) -> int:
+        counted.append(fitting(network, runs, fed))
+        return counted[-1]
+
+    fitting = train._fitting
+    base = replace(tiny_config, strategy=HeadOnly(), epochs=1, cache=Cache(enabled=False))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "_fitting", noted)
+        patch.setattr(train, "available_bytes", lambda: 2**34)
+        twins = {f"{lr:g}": replace(base, optimizer=Adam(lr=lr)) for lr in (1e-2, 1e-3)}
+        others = {f"{s}": replace(base, model=replace(base.model, head_seed=s)) for s in (1, 2)}
+        for name, configs in (("twins", twins), ("others", others)):
+            assert all(isinstance(one, Record) for one in array(configs, tmp_path / name))
+    network = train.build_network(train.resolve(base), ("a", "b"), torch.device("cpu"))
+    counts = network.counts()
+    trained, frozen = counts["trainable"], counts["total"] - counts["trainable"]
+    assert counted == [2**33 // (20 * trained), 2**33 // (20 * trained + 4 * frozen)]

@@ -159,10 +159,13 @@ def test_so_is_one_of_attention(tiny_config: RunConfig, tmp_path: Path, precisio
     assert_equal(*(alone(config, tmp_path / name, dataset) for name in "ab"))
 
 
+# A live trunk is run for all of them at once, and they share the memory of their recordings.
+@pytest.mark.parametrize("changes", [{}, {"augmentation": RandomCrop()}], ids=str)
 def test_company_changes_nothing_where_tails_are_separate(
-    base: RunConfig, dataset: LoadedDataset, tmp_path: Path
+    base: RunConfig, dataset: LoadedDataset, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    base = replace(base, strategy=FineTune(1), model=replace(base.model, dropout=0.3))
+    model = replace(base.model, dropout=0.3)
+    base = replace(base, strategy=FineTune(1), model=model, batch_size=8, **changes)
     configs = [
         replace(base, optimizer=optimizer)
         for optimizer in (Adam(lr=1e-3), AdamW(lr=1e-4, weight_decay=0.1), SGD(lr=1e-2))

@@ -1,8 +1,16 @@
 """Names of sweeps and runs: the same choice, the same name; safe in any path."""
 
-import pytest
+from dataclasses import fields
+from pathlib import Path
 
-from graft.naming import MAX_LENGTH, run_name, sweep_name
+import pytest
+import yaml
+
+from graft.config import RunConfig
+from graft.identity import NOT_RESULT
+from graft.naming import MAX_LENGTH, is_bookkeeping, run_name, sweep_name
+
+CONF = Path(__file__).parents[1] / "conf"
 
 
 def test_a_run_is_named_after_its_choices() -> None:
@@ -39,3 +47,11 @@ def test_another_value_of_an_axis_is_the_same_sweep() -> None:
 
 def test_an_experiment_names_its_sweep() -> None:
     assert sweep_name([], {"experiment": "celeba_gender"}) == "celeba_gender"
+
+
+def test_what_names_nothing_is_what_changes_no_result() -> None:
+    """Three lists, in modules that do not know each other, and for the search in YAML."""
+    keys = {field.name for field in fields(RunConfig)}
+    assert {key for key in keys if is_bookkeeping(key)} == set(NOT_RESULT)
+    search = yaml.safe_load((CONF / "hydra/sweeper/app/search.yaml").read_text())
+    assert set(search["bookkeeping"]) == set(NOT_RESULT)

@@ -8,7 +8,10 @@ from typing import Any
 # A folder's name is limited to 255 bytes; below that, it should still be read in a listing.
 MAX_LENGTH = 120
 
-_BOOKKEEPING = ("hydra", "sweep", "tracking", "output_dir", "device", "workers")
+# `hydra`, and what is no part of a run's identity (`identity.NOT_RESULT`).
+_BOOKKEEPING = (
+    "hydra", "sweep", "tracking", "cache", "output_dir", "device", "cuda_graphs", "workers",
+)  # fmt: skip
 
 
 def is_bookkeeping(key: str) -> bool:

@@ -289,7 +289,7 @@ def _groups(
     can_gain = (own is not None and can_stack(own.tail, runs[0].config)) or (
         own is not None and not fed.is_complete
     )
-    size = min(MAX_SIDE_BY_SIDE, _fitting(network, fed)) if can_gain else 1
+    size = min(MAX_SIDE_BY_SIDE, _fitting(network, runs, fed)) if can_gain else 1
     alike: dict[int, list[Run]] = {}
     for run in runs:
         alike.setdefault(run.epochs_done, []).append(run)
@@ -298,10 +298,13 @@ def _groups(
             yield group[first : first + size]
 
 
-def _fitting(network: Network, fed: Supply) -> int:
+def _fitting(network: Network, runs: Sequence[Run], fed: Supply) -> int:
     """How many runs half the free memory holds."""
-    # What is frozen is held once for all. Of the rest: weights, gradients, two moments, the best.
-    of_run = 4 * 5 * network.counts()["trainable"]
+    counts = network.counts()
+    # Weights, gradients, two moments, the best. What is frozen is held once for all that are twins.
+    are_twins = all(run.config.model == runs[0].config.model for run in runs)
+    frozen = 0 if are_twins else counts["total"] - counts["trainable"]
+    of_run = 4 * (5 * counts["trainable"] + frozen)
     if fed.config.device.startswith("cuda"):
         free = machine.free_gpu_bytes(torch.device(fed.config.device))
     else:

@@ -336,6 +336,22 @@ def test_nobodys_row_has_no_gradient_and_stays_zero(monkeypatch: pytest.MonkeyPa
     assert all(not gradient[-1].any() and gradient[0].any() for gradient in seen)
 
 
+def test_gradients_of_a_step_that_failed_half_way_are_forgotten() -> None:
+    runs = recipes(Recipe(KINDS["adam"], outputs=3), 2)
+    found = []
+    for is_disturbed in (False, True):
+        learners = [learner(run) for run in runs]
+        (stack,) = stacks(learners)
+        for batch in batches(runs[0]):
+            stack.step(batch.inputs, batch.labels, set(learners))
+            if is_disturbed:
+                for parameter in stack._optimizer.parameters:
+                    parameter.grad = torch.full_like(parameter, 7.0)
+        found.append([one.network.module.state_dict() for one in learners])
+    for one, other in zip(*found, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 # --- which tails are stacked ------------------------------------------------------------------
 
 

@@ -122,6 +122,15 @@ def test_a_value_that_is_none_is_left_out() -> None:
     assert pruned(median(), [math.nan] * 4, others) == 2
 
 
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_infinite_values_are_the_worst_and_no_more(direction: str) -> None:
+    others = [[math.inf] * 4] * 4
+    assert pruned(median(), [1.5, 1.4, 1.39, 1.3], others, direction=direction) is None
+    others = [*OTHERS, [math.inf] * 4]
+    assert pruned(median(), [math.inf] * 4, others, direction=direction) == 2
+    assert pruned(median(), [2.4, 2.1, 1.99, 1.89], others, direction=direction) is None
+
+
 def test_it_says_why() -> None:
     study = optuna.create_study(pruner=median())
     for other in OTHERS:
@@ -135,6 +144,11 @@ def test_it_says_why() -> None:
     said = median().reason(study, study.get_trials(states=(TrialState.RUNNING,))[0])
     assert said == (
         "at best 2.75 till then, where the median of 3 completed trials is 2.2 (Median pruner)"
+    )
+    (running,) = study.get_trials(states=(TrialState.RUNNING,))
+    assert PercentilePruner(0, n_startup_trials=0).reason(study, running) == (
+        "at best 2.75 till then, where the limit of the best 0 % of 3 completed trials is 1.2 "
+        "(Percentile pruner)"
     )
 
 

@@ -33,6 +33,7 @@ PRUNERS = {
     "none": pruners.NopPruner,
     "median": MedianPruner,
     "percentile": PercentilePruner,
+    "optuna_median": pruners.MedianPruner,
     "hyperband": pruners.HyperbandPruner,
     "asha": pruners.SuccessiveHalvingPruner,
     "patient": pruners.PatientPruner,

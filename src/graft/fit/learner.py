@@ -64,7 +64,7 @@ class Learner:
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
         self._factor = factor(config.schedule, config.epochs)
         self._steps_per_epoch, self.steps, self._rate = steps_per_epoch, 0, 0.0
-        self._recorder = recorder(config, device)
+        self.recorder = recorder(config, device)
         self.random_state = _first_random_state(config.seed, device)
         self.history: list[dict[str, float]] = []
         self.best_epoch = 0
@@ -83,7 +83,7 @@ class Learner:
             self.optimizer = self._new_optimizer()
         set_rate(self.optimizer, self.rate())
         with self.own_random_numbers():
-            self._recorder.run(self._asked_step, labels, *activations)
+            self.recorder.run(self._asked_step, labels, *activations)
         self.count(len(labels))
 
     def rate(self) -> float:
@@ -170,7 +170,7 @@ class Learner:
     def release(self) -> None:
         """Training is over: give gradients and the optimizer's state back, most of its memory."""
         self.optimizer = self.row = None
-        self._recorder.forget()
+        self.recorder.forget()
         for parameter in self.network.module.parameters():
             parameter.grad = None
 
@@ -259,7 +259,7 @@ class Learner:
 
 
 def recorder(config: RunConfig, device: torch.device) -> Recorder:
-    # The scaler of float16's gradients looks at them in each step, and so waits for the device.
+    # The scaler of float16's gradients leaves steps out, and has a state of its own: not recorded.
     return Recorder(device, is_on=config.cuda_graphs and config.precision != "float16")
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from graft.config import RunConfig
 from graft.fit.learner import Learner
 from graft.fit.losses import scores
+from graft.fit.recorded import Recorder
 from graft.fit.stack import Stack, chain, stacks
 from graft.metrics import scores as metric_scores
 from graft.record import Predictions
@@ -72,6 +73,7 @@ def fit(
         return
     together = stacks(learners) if can_stack(learners[0].tail, learners[0].config) else []
     stacked = {learner for stack in together for learner in stack.learners}
+    Recorder.share_memory([learner.recorder for learner in active if learner not in stacked])
     (behind,) = {len(learner.history) for learner in learners}
     for epoch in range(behind + 1, max(learner.config.epochs for learner in learners) + 1):
         started = time.monotonic()

@@ -8,8 +8,9 @@ numbers, so a recorded step changes no bit.
 import functools
 import gc
 import logging
+import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -69,8 +70,17 @@ class Recorder:
         self._asked: Counter[object] = Counter()
         self._recordings: dict[object, _Recording] = {}
         # One memory for all: they run one after the other, and what a step leaves in it (gradients)
-        # is not looked at by the next.
+        # is not looked at by the next. Never that of earlier recordings, which is on its way out.
         self._pool = torch.cuda.graph_pool_handle() if self._is_on else None
+
+    @staticmethod
+    def share_memory(recorders: "Sequence[Recorder]") -> None:
+        """Of steps that run one after the other, before any is recorded.
+
+        What lies between forward and backward is then there once, and not once for each.
+        """
+        for recorder in recorders:
+            recorder._pool = recorders[0]._pool
 
     # --- inside ---------------------------------------------------------------------------
 
@@ -80,6 +90,7 @@ class Recorder:
             self._recordings[kind] = _Recording(step, inputs, self._device, self._pool)
         except RuntimeError as error:  # out of memory is one, too
             log.debug("  steps are not recorded: %s", error, exc_info=True)
+            traceback.clear_frames(error.__traceback__)  # they hold what the step had made
             self._is_on = False
             self.forget()
 
@@ -110,8 +121,11 @@ class _Recording:
                     f"This step cannot be recorded as a CUDA graph: {failed or error}. "
                     "Run it with cuda_graphs=false, and please report this."
                 ) from (failed or error)
-        if failed is not None:
-            raise failed
+        try:
+            if failed is not None:
+                raise failed
+        finally:
+            del failed  # it holds this frame, and with it the recording
 
     def replay(self, inputs: tuple[torch.Tensor, ...]) -> None:
         self._take(inputs)

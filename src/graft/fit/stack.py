@@ -131,6 +131,8 @@ class Stack:
 
     def _asked_step(self, labels: torch.Tensor, x: torch.Tensor, *masks: torch.Tensor) -> None:
         """What a device does in a step: see `recorded.py`."""
+        for parameter in self._optimizer.parameters:
+            parameter.grad = None  # of a step that failed half-way
         with self.learners[0].autocast():
             logits = self._forward(x, masks)
         losses = [

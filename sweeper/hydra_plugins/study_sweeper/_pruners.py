@@ -9,8 +9,8 @@ Prior art: the median stopping rule of Google Vizier (D. Golovin et al., KDD 201
 `MedianPruner` follows; extrapolated learning curves (T. Domhan et al., IJCAI 2015).
 """
 
-import statistics
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import optuna
@@ -58,6 +58,7 @@ class PercentilePruner(optuna.pruners.BasePruner):
             if value < least:
                 raise ValueError(f"{name}={value}: {least} or more")
         self._percentile, self._look_ahead = percentile, look_ahead
+        self._where = f"the limit of the best {percentile:g} %"
         self._n_startup_trials, self._n_min_trials = n_startup_trials, n_min_trials
         self._n_warmup_steps, self._interval_steps = n_warmup_steps, interval_steps
 
@@ -76,27 +77,34 @@ class PercentilePruner(optuna.pruners.BasePruner):
         if not own:
             return True  # nothing but NaN
         bests = [min(values) for other in others if (values := list(_until(other, step)))]
-        if len(bests) < self._n_min_trials or min(own.values()) <= np.percentile(
-            bests, self._percentile
-        ):
+        # "Not greater" and "less" differ: of infinite values there may be no percentile.
+        if len(bests) < self._n_min_trials or not min(own.values()) > self._cut(bests):
             return False
         return not (self._look_ahead and _may_win(own, step, [other for other in others if other]))
 
     def reason(self, study: optuna.Study, trial: FrozenTrial) -> str:
         """Why a trial is pruned, in words: with which step, its caller says."""
-        better = max if study.direction == StudyDirection.MAXIMIZE else min
+        sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
         step = trial.last_step
         assert step is not None
         bests = [
-            better(values)
+            min(values)
             for other in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-            if (values := list(_until(other.intermediate_values, step)))
+            if (values := list(_until(_signed(other.intermediate_values, sign), step)))
         ]
+        own = min(_signed(trial.intermediate_values, sign).values(), default=math.nan)
         return (
-            f"at best {better(trial.intermediate_values.values()):.4g} till then, where the "
-            f"median of {len(bests)} completed trials is {statistics.median(bests):.4g} "
+            f"at best {sign * own:.4g} till then, where {self._where} of {len(bests)} completed "
+            f"trials is {sign * self._cut(bests):.4g} "
             f"({type(self).__name__.removesuffix('Pruner')} pruner)"
         )
+
+    def _cut(self, bests: Sequence[float]) -> float:
+        """What the share that goes on is at least as good as, less being better."""
+        if not bests:
+            return math.nan
+        with np.errstate(invalid="ignore"):
+            return float(np.percentile(bests, self._percentile))
 
     def _is_time(self, step: int, reported: Values) -> bool:
         """Whether this is the first report of the interval that the step is in."""
@@ -123,6 +131,7 @@ class MedianPruner(PercentilePruner):
             50.0, n_startup_trials, n_warmup_steps, interval_steps,
             n_min_trials=n_min_trials, look_ahead=look_ahead,
         )  # fmt: skip
+        self._where = "the median"
 
 
 def _signed(values: Values, sign: float) -> dict[int, float]:

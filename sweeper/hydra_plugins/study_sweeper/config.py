@@ -122,6 +122,17 @@ class PercentileConf(MedianConf):
 
 
 @dataclass
+class OptunaMedianConf:
+    """Optuna's own: values of the same step are compared, and nobody looks ahead."""
+
+    _target_: str = "optuna.pruners.MedianPruner"
+    n_startup_trials: int | None = None
+    n_warmup_steps: int | None = None
+    interval_steps: int | None = None
+    n_min_trials: int | None = None
+
+
+@dataclass
 class HyperbandConf:
     _target_: str = "optuna.pruners.HyperbandPruner"
     min_resource: int | None = None
@@ -248,6 +259,7 @@ _PRUNERS = {
     "none": NoneConf,
     "median": MedianConf,
     "percentile": PercentileConf,
+    "optuna_median": OptunaMedianConf,
     "hyperband": HyperbandConf,
     "asha": ASHAConf,
     "patient": PatientConf,
