@@ -6,7 +6,6 @@ numbers, so a recorded step changes no bit.
 """
 
 import functools
-import gc
 import logging
 import traceback
 from collections import Counter
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from graft.collector import without_collector
 from graft.errors import RunError
 
 log = logging.getLogger("graft")
@@ -107,7 +107,8 @@ class _Recording:
         self._take(inputs)
         self._graph = torch.cuda.CUDAGraph()
         failed: Exception | None = None
-        with _own_stream(device), _no_garbage_collected():
+        # What is collected might be another recording: a device that records does not let it go.
+        with _own_stream(device), without_collector():
             # Other threads, which fetch the next batches, may go on with what they do.
             self._graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
@@ -149,15 +150,3 @@ def _own_stream(device: torch.device) -> Iterator[None]:
     with torch.cuda.stream(own):
         yield
     current.wait_stream(own)
-
-
-@contextmanager
-def _no_garbage_collected() -> Iterator[None]:
-    """Collecting might free another recording, which a device that records does not allow."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()

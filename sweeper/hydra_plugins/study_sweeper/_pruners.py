@@ -11,6 +11,7 @@ Prior art: the median stopping rule of Google Vizier (D. Golovin et al., KDD 201
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import optuna
@@ -116,21 +117,10 @@ class PercentilePruner(optuna.pruners.BasePruner):
 
 
 class MedianPruner(PercentilePruner):
-    """Prunes a trial that is worse than the median; otherwise as `PercentilePruner`."""
+    """Prunes a trial that is worse than the median; otherwise, and in its options, the same."""
 
-    def __init__(
-        self,
-        n_startup_trials: int = 5,
-        n_warmup_steps: int = 0,
-        interval_steps: int = 1,
-        *,
-        n_min_trials: int = 1,
-        look_ahead: bool = True,
-    ) -> None:
-        super().__init__(
-            50.0, n_startup_trials, n_warmup_steps, interval_steps,
-            n_min_trials=n_min_trials, look_ahead=look_ahead,
-        )  # fmt: skip
+    def __init__(self, **options: Any) -> None:
+        super().__init__(50.0, **options)
         self._where = "the median"
 
 
