@@ -126,6 +126,8 @@ def test_a_value_that_is_none_is_left_out() -> None:
 def test_infinite_values_are_the_worst_and_no_more(direction: str) -> None:
     others = [[math.inf] * 4] * 4
     assert pruned(median(), [1.5, 1.4, 1.39, 1.3], others, direction=direction) is None
+    late = [[math.inf] * 3 + [0.1]] * 4  # no percentile till there; at its pace nobody gets to 0.1
+    assert pruned(median(), [1.5, 1.4, 1.39], late, direction=direction) is None
     others = [*OTHERS, [math.inf] * 4]
     assert pruned(median(), [math.inf] * 4, others, direction=direction) == 2
     assert pruned(median(), [2.4, 2.1, 1.99, 1.89], others, direction=direction) is None
