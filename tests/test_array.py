@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from graft import train
+from graft import groups, lanes, train
 from graft.config import (
     SGD,
     Adam,
@@ -223,9 +223,11 @@ def test_what_ends_all_that_they_share_fails_every_run_and_each_record_says_so(
         assert record["status"] == "failed" and record["reason"] == "OSError: the disk is gone"
 
 
-def test_a_run_that_is_done_stays_so_when_a_later_one_fails(
-    tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("num_lanes", [1, 2])
+def test_a_run_that_cannot_begin_fails_alone(
+    tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_lanes: int
 ) -> None:
+    monkeypatch.setattr(lanes, "COUNT", num_lanes)
     learner = train._learner
 
     def second_fails(run: Any, *args: Any) -> Learner:
@@ -239,10 +241,11 @@ def test_a_run_that_is_done_stays_so_when_a_later_one_fails(
     first, second, third = array(
         configs, tmp_path, ended=lambda member, outcome: ended.append(member.folder.name)
     )
-    assert isinstance(first, Record) and info(tmp_path / "lr=0.01")["status"] == "completed"
+    for other, name in ((first, "lr=0.01"), (third, "lr=0.0001")):
+        assert isinstance(other, Record) and info(tmp_path / name)["status"] == "completed"
     assert isinstance(second, MemoryError)
     assert info(tmp_path / "lr=0.001")["status"] == "failed"
-    assert third is second and ended == list(configs)
+    assert sorted(ended) == sorted(configs)
 
 
 # --- what is told of each run -----------------------------------------------------------------
@@ -434,15 +437,15 @@ def test_memory_is_counted_for_what_runs_do_not_share(
     """Twins share what is frozen; a run whose head begins otherwise has a network of its own."""
     counted: list[int] = []
 
-    def noted(network: Any, runs: Any, fed: Any) -> int:
-        counted.append(fitting(network, runs, fed))
+    def noted(runs: Any, fed: Any, network: Any) -> int:
+        counted.append(fitting(runs, fed, network))
         return counted[-1]
 
-    fitting = train._fitting
+    fitting = groups._fitting
     base = replace(tiny_config, strategy=HeadOnly(), epochs=1, cache=Cache(enabled=False))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "_fitting", noted)
-        patch.setattr(train, "available_bytes", lambda: 2**34)
+        patch.setattr(groups, "_fitting", noted)
+        patch.setattr(groups, "available_bytes", lambda: 2**34)
         twins = {f"{lr:g}": replace(base, optimizer=Adam(lr=lr)) for lr in (1e-2, 1e-3)}
         others = {f"{s}": replace(base, model=replace(base.model, head_seed=s)) for s in (1, 2)}
         for name, configs in (("twins", twins), ("others", others)):

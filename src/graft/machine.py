@@ -69,12 +69,14 @@ def keep_memory() -> None:
     """Let glibc keep large freed blocks instead of handing them back to the kernel each time.
 
     A network frees and asks for the same activations in every batch; each return costs a page
-    fault for every 4 KB.
+    fault for every 4 KB. All threads share them: what glibc keeps for each thread apart was half as
+    much again at the peak (docs/decisions/0016).
     """
     mallopt = _of_glibc("mallopt")
     if mallopt is not None:
-        trim, top_pad, mmap = -1, -2, -3
-        for option, value in ((mmap, 1 << 30), (trim, (1 << 31) - 1), (top_pad, 1 << 28)):
+        trim, top_pad, mmap, arenas = -1, -2, -3, -8
+        options = ((mmap, 1 << 30), (trim, (1 << 31) - 1), (top_pad, 1 << 28), (arenas, 1))
+        for option, value in options:
             mallopt(option, value)
 
 

@@ -23,13 +23,13 @@ import torch
 from graft import backbones, machine, metrics
 from graft.backbones import Network
 from graft.config import RunConfig, to_dict
-from graft.data.pictures import available_bytes
 from graft.dataset import LoadedDataset, load_dataset
 from graft.errors import ConfigError, GraftError, RunError
 from graft.fit.checkpoint import Pace
 from graft.fit.learner import Learner, autocast, trained_tensors
 from graft.fit.loop import can_stack, evaluate, fit, predictions
 from graft.fit.losses import class_weights
+from graft.groups import Group, groups
 from graft.identity import digest
 from graft.progress import Progress, in_words, screen
 from graft.record import CHECKPOINT, Predictions, Record
@@ -84,8 +84,6 @@ def num_outputs(classes: Sequence[str]) -> int:
 
 # --- an array of runs -----------------------------------------------------------------------
 
-# Runs that are trained side by side at most: what they hold in memory grows with their number.
-MAX_SIDE_BY_SIDE = 64
 # How long a run's rows of metrics may wait before they are written and sent.
 WRITE_S = 1.0
 # How long an array waits for other processes that train runs of it: they may be dying.
@@ -217,7 +215,7 @@ def _train(runs: Sequence[Run], dataset: LoadedDataset, beside: Sequence[RunConf
         _find_checkpoints(runs, own, network)
     networks = _Networks(network, runs)
     try:
-        for group in _groups(runs, fed, own, network):
+        for group in groups(runs, fed, own, network):
             _train_group(group, fed, own, networks)
     finally:
         fed.close()
@@ -278,54 +276,28 @@ def _find_checkpoints(runs: Sequence[Run], own: Cut | None, network: Network) ->
         run.find_checkpoint(of, shapes)
 
 
-def _groups(
-    runs: Sequence[Run], fed: Supply, own: Cut | None, network: Network
-) -> Iterator[Sequence[Run]]:
-    """Runs to train side by side: where they share something in each batch, or are one stack.
-
-    Others gain nothing by it, and would fight for the processor's cache. Those that go on behind
-    different epochs see different batches.
-    """
-    can_gain = (own is not None and can_stack(own.tail, runs[0].config)) or (
-        own is not None and not fed.is_complete
-    )
-    size = min(MAX_SIDE_BY_SIDE, _fitting(network, runs, fed)) if can_gain else 1
-    alike: dict[int, list[Run]] = {}
-    for run in runs:
-        alike.setdefault(run.epochs_done, []).append(run)
-    for group in alike.values():
-        for first in range(0, len(group), size):
-            yield group[first : first + size]
-
-
-def _fitting(network: Network, runs: Sequence[Run], fed: Supply) -> int:
-    """How many runs half the free memory holds."""
-    counts = network.counts()
-    # Weights, gradients, two moments, the best. What is frozen is held once for all that are twins.
-    are_twins = all(run.config.model == runs[0].config.model for run in runs)
-    frozen = 0 if are_twins else counts["total"] - counts["trainable"]
-    of_run = 4 * (5 * counts["trainable"] + frozen)
-    if fed.config.device.startswith("cuda"):
-        free = machine.free_gpu_bytes(torch.device(fed.config.device))
-    else:
-        free = available_bytes()
-    return max(1, int(free / 2 / of_run))
-
-
-def _train_group(group: Sequence[Run], fed: Supply, own: Cut | None, networks: "_Networks") -> None:
+def _train_group(group: Group, fed: Supply, own: Cut | None, networks: "_Networks") -> None:
     """Fit runs side by side, then test each."""
-    with _sharing(group, "prepare"):
-        learners = {_learner(run, fed, own, networks): run for run in group}
-    epochs = [run.config.epochs for run in group]
-    if group[0].epochs_done:
-        who = "goes" if len(group) == 1 else f"{len(group)} runs go"
-        screen.info("  %s on after epoch %d of %d", who, group[0].epochs_done, max(epochs))
-    with _sharing(group, "fit"), Progress([run.name for run in group], epochs) as bar:
+    learners = {}
+    with _sharing(group.runs, "prepare"):
+        for run in group.runs:
+            try:
+                learners[_learner(run, fed, own, networks)] = run
+            except Exception as error:  # that of one run, most likely memory
+                run.give_up(error)
+    if not learners:
+        return
+    runs = list(learners.values())
+    epochs = [run.config.epochs for run in runs]
+    if runs[0].epochs_done:
+        who = "goes" if len(runs) == 1 else f"{len(runs)} runs go"
+        screen.info("  %s on after epoch %d of %d", who, runs[0].epochs_done, max(epochs))
+    with _sharing(runs, "fit"), Progress([run.name for run in runs], epochs) as bar:
         watcher = _Watcher(learners, bar)
         fit(
             list(learners), fed.trunk, num_batches=fed.num_batches, train_batches=fed.train,
             val_batches=lambda: fed.of(fed.examples.val), classes=fed.examples.classes,
-            watcher=watcher,
+            watcher=watcher, num_lanes=group.num_lanes,
         )  # fmt: skip
         watcher.flush()
     for learner, run in learners.items():
@@ -338,7 +310,7 @@ def _train_group(group: Sequence[Run], fed: Supply, own: Cut | None, networks: "
     for learner in learners:
         learner.release()
     machine.return_memory()
-    with _sharing(group, "test"):
+    with _sharing(runs, "test"):
         _test(learners, fed)
     for learner, run in learners.items():
         if learner.error is None:

@@ -149,7 +149,7 @@ def test_each_size_is_tried_once_then_the_fastest_is_taken() -> None:
     assert one.pace.best == 4
     for _ in range(3):
         assert torch.equal(one.tried(x)[0], 2 * x)
-    assert set(one.pace.seconds) == {4, 8, 2} and one.pace.next_untried() is None
+    assert set(one.pace.seconds) == {4, 8, 2} and one.pace.next_untried(1000) is None
     assert one.pace.best == 8
     module.sizes.clear()
     one.tried(x)

@@ -1,8 +1,9 @@
 """One run of an array while it trains."""
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +27,9 @@ class Network(Protocol):
     def eval(self) -> None: ...
     def restore(self, path: Path) -> None: ...
 
+
+# torch draws from one generator a device, whichever thread asks.
+_DRAWING = threading.Lock()
 
 # Told of an epoch (1-based) and the metric that selects in it; says in words why the run is not
 # worth going on with, or nothing.
@@ -82,8 +86,11 @@ class Learner:
         if self.optimizer is None:
             self.optimizer = self._new_optimizer()
         set_rate(self.optimizer, self.rate())
-        with self.own_random_numbers():
-            self.recorder.run(self._asked_step, labels, *activations)
+        if self.device.type == "cuda":  # recorded or not: a step as a whole
+            with self.own_random_numbers():
+                self.recorder.run(self._asked_step, labels, *activations)
+        else:
+            self._asked_step(labels, *activations)
         self.count(len(labels))
 
     def rate(self) -> float:
@@ -238,7 +245,9 @@ class Learner:
     def _asked_step(self, labels: torch.Tensor, *activations: torch.Tensor) -> None:
         """What a device does in a step: see `recorded.py`."""
         assert self.optimizer is not None
-        with self.autocast():
+        # Nothing is random behind the forward pass; who trains beside need not wait for longer.
+        own = nullcontext() if self.device.type == "cuda" else self.own_random_numbers()
+        with own, self.autocast():
             logits = self.tail(*activations)
         value = self.summed_loss(logits.float(), labels)
         self.optimizer.zero_grad(set_to_none=True)
@@ -248,14 +257,15 @@ class Learner:
 
     @contextmanager
     def own_random_numbers(self) -> Iterator[None]:
-        """What is random in here draws from the learner's own state."""
-        before = _random_state(self.device)
-        _set_random_state(self.random_state, self.device)
-        try:
-            yield
-        finally:
-            self.random_state = _random_state(self.device)
-            _set_random_state(before, self.device)
+        """What is random in here draws from the learner's own state: one learner at a time."""
+        with _DRAWING:
+            before = _random_state(self.device)
+            _set_random_state(self.random_state, self.device)
+            try:
+                yield
+            finally:
+                self.random_state = _random_state(self.device)
+                _set_random_state(before, self.device)
 
 
 def recorder(config: RunConfig, device: torch.device) -> Recorder:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ from graft.fit.learner import Learner
 from graft.fit.losses import scores
 from graft.fit.recorded import Recorder
 from graft.fit.stack import Stack, chain, stacks
+from graft.lanes import Lanes
 from graft.metrics import scores as metric_scores
 from graft.record import Predictions
 
@@ -46,19 +48,21 @@ def fit(
     val_batches: Callable[[], Iterable[Batch]],
     classes: tuple[str, ...],
     watcher: Watcher,
+    num_lanes: int = 1,
 ) -> None:
     """Train runs side by side; results are left in the learners.
 
     Args:
         learners: runs that share data, trunk and batches, all behind the same epoch. Those whose
             tails are small and alike are trained as one (see stack.py), the others one after the
-            other on each batch.
+            other on each batch, or in lanes.
         trunk: what they all freeze.
         num_batches: of an epoch.
         train_batches: epoch (1-based) -> its batches.
         val_batches: the validation set, always in the same order.
         classes: names of the classes, in the order of the labels.
         watcher: told of each batch and, at the end of an epoch, of every run's row.
+        num_lanes: how many runs that are not stacked may make their steps at once.
 
     A run whose loss diverges, that raises, or that its judge ends, keeps its error and leaves; the
     others go on. So does one that has had its epochs or is out of patience. Judges of runs that go
@@ -73,33 +77,37 @@ def fit(
         return
     together = stacks(learners) if can_stack(learners[0].tail, learners[0].config) else []
     stacked = {learner for stack in together for learner in stack.learners}
-    Recorder.share_memory([learner.recorder for learner in active if learner not in stacked])
+    separate = [learner for learner in active if learner not in stacked]
+    Recorder.share_memory([learner.recorder for learner in separate])
     (behind,) = {len(learner.history) for learner in learners}
-    for epoch in range(behind + 1, max(learner.config.epochs for learner in learners) + 1):
-        started = time.monotonic()
-        for learner in active:
-            learner.network.train()
-        for done, batch in enumerate(train_batches(epoch), start=1):
-            activations = trunk(batch.inputs)
-            for stack in together:
-                _step_all(stack, activations, batch, active)
+    with Lanes(min(num_lanes, len(separate))) as lanes:
+        for epoch in range(behind + 1, max(learner.config.epochs for learner in learners) + 1):
+            started = time.monotonic()
             for learner in active:
-                if learner not in stacked:
-                    _step(learner, activations, batch)
+                learner.network.train()
+            # Of this epoch: a run's steps are made one after the other.
+            lane = {learner: i for i, learner in enumerate(active) if learner not in stacked}
+            for done, batch in enumerate(train_batches(epoch), start=1):
+                activations = trunk(batch.inputs)
+                for stack in together:
+                    _step_all(stack, activations, batch, active)
+                for learner, number in lane.items():
+                    lanes.do(number, partial(_step, learner, activations, batch))
+                watcher.batch(epoch, done, num_batches)
+                if all(learner.error for learner in active):
+                    break
+            lanes.wait()
             active = [learner for learner in active if learner.error is None]
-            watcher.batch(epoch, done, num_batches)
+            logits = evaluate(active, trunk, val_batches(), lanes)
+            seconds = time.monotonic() - started
+            rows = {
+                learner: _closed_epoch(learner, value, labels, classes, seconds)
+                for learner, (value, labels) in zip(active, logits, strict=True)
+            }
+            watcher.epoch({learner: row for learner, row in rows.items() if row is not None})
+            active = [learner for learner in active if not learner.is_done]
             if not active:
                 return
-        logits = evaluate(active, trunk, val_batches())
-        seconds = time.monotonic() - started
-        rows = {
-            learner: _closed_epoch(learner, value, labels, classes, seconds)
-            for learner, (value, labels) in zip(active, logits, strict=True)
-        }
-        watcher.epoch({learner: row for learner, row in rows.items() if row is not None})
-        active = [learner for learner in active if not learner.is_done]
-        if not active:
-            return
 
 
 def can_stack(tail: nn.Module, config: RunConfig) -> bool:
@@ -109,24 +117,35 @@ def can_stack(tail: nn.Module, config: RunConfig) -> bool:
 
 
 def evaluate(
-    learners: Sequence[Learner], trunk: Trunk, batches: Iterable[Batch]
+    learners: Sequence[Learner],
+    trunk: Trunk,
+    batches: Iterable[Batch],
+    lanes: Lanes | None = None,
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Logits float32 [N, outputs] and labels [N] of each learner, on the CPU."""
     for learner in learners:
         learner.network.eval()
+    lanes = lanes or Lanes(1)
     logits: list[list[torch.Tensor]] = [[] for _ in learners]
     labels: list[torch.Tensor] = []
-    with torch.no_grad():
-        for batch in batches if learners else ():
-            # Kernels for a batch of one round differently, so a lone example is seen twice.
-            is_alone = len(batch.labels) == 1
-            inputs = tuple(torch.cat((t, t)) if is_alone else t for t in batch.inputs)
-            activations = trunk(inputs)
-            labels.append(batch.labels)
-            for learner, kept in zip(learners, logits, strict=True):
-                kept.append(learner.logits(activations)[: len(batch.labels)])
+    for batch in batches if learners else ():
+        # Kernels for a batch of one round differently, so a lone example is seen twice.
+        is_alone = len(batch.labels) == 1
+        inputs = tuple(torch.cat((t, t)) if is_alone else t for t in batch.inputs)
+        activations = trunk(inputs)
+        labels.append(batch.labels)
+        for number, (learner, kept) in enumerate(zip(learners, logits, strict=True)):
+            lanes.do(number, partial(_add_logits, kept, learner, activations, len(batch.labels)))
+    lanes.wait()
     every_label = torch.cat(labels).cpu() if labels else torch.empty(0, dtype=torch.int64)
     return [(torch.cat(kept).cpu(), every_label) for kept in logits]
+
+
+@torch.no_grad()
+def _add_logits(
+    kept: list[torch.Tensor], learner: Learner, activations: tuple[torch.Tensor, ...], count: int
+) -> None:
+    kept.append(learner.logits(activations)[:count])
 
 
 def predictions(
@@ -138,6 +157,8 @@ def predictions(
 
 
 def _step(learner: Learner, activations: tuple[torch.Tensor, ...], batch: Batch) -> None:
+    if learner.error is not None:
+        return
     try:
         learner.step(activations, batch.labels)
     except Exception as error:  # one run's failure must not end the runs beside it
@@ -147,7 +168,7 @@ def _step(learner: Learner, activations: tuple[torch.Tensor, ...], batch: Batch)
 def _step_all(
     stack: Stack, activations: tuple[torch.Tensor, ...], batch: Batch, active: Sequence[Learner]
 ) -> None:
-    among = set(active).intersection(stack.learners)
+    among = {one for one in active if one.error is None}.intersection(stack.learners)
     if not among:
         return
     try:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from graft import lanes
 from graft.errors import CacheError
 from graft.trunk.exits import Exit
 from graft.trunk.rows import RowFormat
@@ -135,6 +136,8 @@ def _computed(
         for start in range(whole_start, stop, STRETCH)
     ]
     stream = inputs(shorter)
+    if frozen.pace.num_lanes > 1:
+        stream = lanes.one_ahead(stream)
     for start, stop in shorter:
         tensors = frozen.tried(next(stream))
         packed, first = [], 0

@@ -1,5 +1,6 @@
 """Runs a frozen part of a network: without gradients, so many pictures at a time."""
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -7,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from graft import lanes
 from graft.trunk.rows import Stored, same_layout
 
 Tensors = tuple[torch.Tensor, ...]
@@ -14,6 +16,8 @@ Tensors = tuple[torch.Tensor, ...]
 # Pictures at a time, the usual number first. On a CPU the activations of a small part stay in its
 # cache; how small differs from network to network and from machine to machine.
 ON_CPU, ON_GPU = (16, 32, 64, 8), (64, 128, 256, 32)
+# Parts of a size that are run to try it, for each lane: the first one sets its kernels up.
+TRIAL_PARTS = 3
 
 
 @dataclass
@@ -27,17 +31,19 @@ class Pace:
 
     sizes: tuple[int, ...]
     must_be_equal: bool
+    num_lanes: int = 1
     seconds: dict[int, float] = field(default_factory=dict)
     difference: float = 0.0
 
     @classmethod
     def on(cls, device: torch.device, batch_size: int) -> "Pace":
         """The sizes to try on a device: those that take no more memory than training does."""
-        is_cpu = device.type == "cpu"
+        is_cpu, num_lanes = device.type == "cpu", lanes.count(device)
         usual, *others = ON_CPU if is_cpu else ON_GPU
         # Without gradients nothing is kept, layer by layer; on a GPU that allows for more.
-        largest = batch_size if is_cpu else 8 * batch_size
-        return cls((usual, *(n for n in others if n <= largest)), must_be_equal=is_cpu)
+        largest = batch_size // num_lanes if is_cpu else 8 * batch_size
+        sizes = (usual, *(n for n in others if n <= largest))
+        return cls(sizes, must_be_equal=is_cpu, num_lanes=num_lanes)
 
     @property
     def best(self) -> int:
@@ -45,8 +51,10 @@ class Pace:
         known = {size: s for size, s in self.seconds.items() if size in self.sizes}
         return min(known, key=known.__getitem__) if known else self.sizes[0]
 
-    def next_untried(self) -> int | None:
-        return next((size for size in self.sizes if size not in self.seconds), None)
+    def next_untried(self, count: int) -> int | None:
+        """A size that so many pictures are enough to measure: two parts for each lane at least."""
+        enough = (n for n in self.sizes if 2 * n * self.num_lanes <= count)
+        return next((n for n in enough if n not in self.seconds), None)
 
 
 class Frozen:
@@ -75,16 +83,24 @@ class Frozen:
         return self._run(inputs, self.pace.best)
 
     def tried(self, *inputs: torch.Tensor) -> Tensors:
-        """The same, with a size that is not tried yet, if there is one; it is measured.
+        """The same; sizes that are not tried yet are measured on the first of the pictures."""
+        outs, at, count = [], 0, len(inputs[0])
+        while (size := self.pace.next_untried(count - at)) is not None:
+            stop = min(at + TRIAL_PARTS * size * self.pace.num_lanes, count)
+            outs.append(self._tried([t[at:stop] for t in inputs], size))
+            at = stop
+        if at < count:
+            outs.append(self(*(t[at:] for t in inputs)))
+        return self._joined(outs)
 
-        The quickest part counts: the first one of a size pays for setting its kernels up.
-        """
-        size, usual = self.pace.next_untried(), self.pace.sizes[0]
-        if size is None or len(inputs[0]) < 2 * size:
-            return self(*inputs)
-        seconds: list[float] = []
-        out = self._run(inputs, size, seconds)
-        self.pace.seconds[size] = min(seconds) / size
+    def _tried(self, inputs: Sequence[torch.Tensor], size: int) -> Tensors:
+        usual, first = self.pace.sizes[0], size * self.pace.num_lanes
+        outs = [self._run([t[:first] for t in inputs], size)]  # sets its kernels up
+        started = time.perf_counter()
+        outs.append(self._run([t[first:] for t in inputs], size))
+        _wait(outs[-1])
+        self.pace.seconds[size] = (time.perf_counter() - started) / (len(inputs[0]) - first)
+        out = self._joined(outs)
         if size == usual or self._agrees(out, self._run([t[:usual] for t in inputs], usual)):
             return out
         self.pace.seconds[size] = float("inf")
@@ -101,21 +117,22 @@ class Frozen:
             self.pace.difference = max(self.pace.difference, share)
         return True
 
-    def _run(
-        self, inputs: Sequence[torch.Tensor], size: int, seconds: list[float] | None = None
-    ) -> Tensors:
+    def _run(self, inputs: Sequence[torch.Tensor], size: int) -> Tensors:
         if len(inputs[0]) == 1:  # kernels for a batch of one round differently
-            doubled = self._run([torch.cat((t, t)) for t in inputs], 2, seconds)
+            doubled = self._run([torch.cat((t, t)) for t in inputs], 2)
             return tuple(tensor[:1] for tensor in doubled)
-        parts = []
-        with self._mode(), self._autocast():
-            for start, stop in _parts(len(inputs[0]), size):
-                started = time.perf_counter()
-                parts.append(_flattened(self.module(*(t[start:stop] for t in inputs))))
-                if seconds is not None:
-                    _wait(parts[-1])
-                    seconds.append((time.perf_counter() - started) * size / (stop - start))
-        return parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
+        ranges = list(_parts(len(inputs[0]), size))
+        return self._joined(
+            lanes.each(functools.partial(self._part, inputs), ranges, self.pace.num_lanes)
+        )
+
+    def _part(self, inputs: Sequence[torch.Tensor], range_: tuple[int, int]) -> Tensors:
+        with self._mode(), self._autocast():  # they are of the thread that runs this
+            return _flattened(self.module(*(t[slice(*range_)] for t in inputs)))
+
+    def _joined(self, parts: Sequence[Tensors]) -> Tensors:
+        with self._mode():
+            return parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
 
 
 class Trunk:
