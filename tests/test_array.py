@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -79,14 +80,14 @@ def rates(config: RunConfig, *values: float) -> dict[str, RunConfig]:
 
 SHARED: dict[str, dict[str, Any]] = {
     "stored trunk, one stack": {"strategy": HeadOnly()},
-    "stored trunk, one after the other": {"strategy": FineTune()},
+    "stored trunk, in lanes": {"strategy": FineTune()},
     "live trunk, side by side": {"strategy": FineTune(), "augmentation": RandomCrop()},
     "live trunk, one stack": {"strategy": HeadOnly(), "augmentation": RandomCrop()},
     "no cache, side by side": {"strategy": FineTune(2), "cache": Cache(enabled=False)},
     "no trunk": {"strategy": Full()},
 }
 SLOW = list(SHARED)[3:]
-# How an array is trained: as one, one after the other, side by side.
+# How an array is trained: as one, each run by itself, on batches that they share.
 WAYS = pytest.mark.parametrize("shared", list(SHARED.values())[:3], ids=list(SHARED)[:3])
 
 
@@ -143,6 +144,105 @@ def test_runs_with_and_without_an_added_dropout_are_each_the_run_alone(
         outcomes = array(configs, tmp_path / "array")
         for (name, config), one in zip(configs.items(), outcomes, strict=True):
             assert_same(one, alone(config, tmp_path / "alone" / name))
+
+
+# --- lanes ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
+    """Of each run, by its name, the threads that its steps were made in."""
+    made: dict[str, list[int]] = {}
+    step = Learner.step
+
+    def noted(self: Learner, *args: Any) -> None:
+        made.setdefault(self.name, []).append(threading.get_ident())
+        step(self, *args)
+
+    monkeypatch.setattr(Learner, "step", noted)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # on a machine of one core too
+    return made
+
+
+@pytest.mark.parametrize("shared", [{}, {"augmentation": RandomCrop()}], ids=["stored", "live"])
+def test_runs_make_their_steps_in_two_lanes(
+    tiny_config: RunConfig, tmp_path: Path, steps: dict[str, list[int]], shared: dict[str, Any]
+) -> None:
+    base = replace(tiny_config, strategy=FineTune(), **shared)
+    assert all(isinstance(one, Record) for one in array(rates(base, 1e-2, 1e-3, 1e-4), tmp_path))
+    first, second, third = (set(threads) for threads in steps.values())
+    assert len(first) == len(second) == 1 and first != second
+    # It shares batches with the others where the trunk is live; else it comes after them.
+    assert third == (first if shared else {threading.get_ident()})
+
+
+@pytest.mark.parametrize("bound", ["weights", "activations"])
+def test_runs_that_hold_much_make_their_steps_one_after_the_other(
+    tiny_config: RunConfig, tmp_path: Path, steps: dict[str, list[int]],
+    monkeypatch: pytest.MonkeyPatch, bound: str,
+) -> None:  # fmt: skip
+    base = replace(tiny_config, strategy=FineTune(), epochs=1)
+    network = train.build_network(train.resolve(base), ("a", "b"), torch.device("cpu"))
+    held = 20 * network.counts()["trainable"]
+    limit = held - 1 if bound == "weights" else held
+    monkeypatch.setattr(groups, "MAX_BESIDE_BYTES", limit)
+    array(rates(base, 1e-2, 1e-3), tmp_path)
+    assert set().union(*steps.values()) == {threading.get_ident()}
+
+
+def test_what_a_step_keeps_is_foretold_from_two_pictures(
+    tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a batch: what autograd really saves in the first step, weights apart."""
+    foretold: list[int] = []
+    saved: dict[int, int] = {}
+    kept_bytes, step = groups._kept_bytes, Learner.step
+
+    def told(*args: Any) -> int:
+        foretold.append(kept_bytes(*args))
+        return foretold[-1]
+
+    def counted(self: Learner, *args: Any) -> None:
+        own = {p.data_ptr() for p in self.network.module.parameters()}
+        found: dict[int, torch.Tensor] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            if tensor.untyped_storage().data_ptr() not in own:
+                found[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            step(self, *args)
+        saved.setdefault(len(args[1]), sum(t.untyped_storage().nbytes() for t in found.values()))
+
+    monkeypatch.setattr(groups, "_kept_bytes", told)
+    monkeypatch.setattr(Learner, "step", counted)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    array(rates(replace(tiny_config, strategy=FineTune(2), epochs=1), 1e-2, 1e-3), tmp_path)
+    assert len(foretold) == 1
+    assert foretold[0] == pytest.approx(saved[tiny_config.batch_size], rel=0.25)
+
+
+def test_a_run_that_fails_between_batches_leaves_its_lane_to_nobody_else(
+    tiny_config: RunConfig, tmp_path: Path, steps: dict[str, list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    summed_loss = Learner.summed_loss
+
+    def breaks(self: Learner, *args: Any) -> torch.Tensor:
+        if self.name == "lr=0.01" and self.steps == 1:
+            raise MemoryError("no more")
+        return summed_loss(self, *args)
+
+    base = replace(tiny_config, strategy=FineTune(), augmentation=RandomCrop())
+    configs = rates(base, 1e-2, 1e-3, 1e-4)
+    expected = [alone(config, tmp_path / "alone" / name) for name, config in configs.items()]
+    steps.clear()
+    monkeypatch.setattr(Learner, "summed_loss", breaks)
+    first, *others = array(configs, tmp_path)
+    assert isinstance(first, MemoryError) and len(steps["lr=0.01"]) == 2
+    for one, single in zip(others, expected[1:], strict=True):
+        assert_same(one, single)
 
 
 # --- how runs end -----------------------------------------------------------------------------
