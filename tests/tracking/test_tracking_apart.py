@@ -36,6 +36,20 @@ def test_what_mlflow_raises_comes_back_with_its_status(tables: Path) -> None:
     apart.give_back(store)
 
 
+def test_it_gives_way_to_training(tables: Path) -> None:
+    """Among the threads of its session, and, where Linux groups sessions, among those."""
+    store = apart.open_store(f"sqlite:///{tables}")
+    assert store.find("0", {}) == []
+    pid = store.process.pid  # type: ignore[attr-defined]
+    assert os.getpriority(os.PRIO_PROCESS, pid) == os.nice(0) + 10
+    group = Path(f"/proc/{pid}/autogroup")
+    if group.exists():
+        own = Path("/proc/self/autogroup").read_text().split()
+        name, _, nice = group.read_text().split()
+        assert name != own[0] and nice == "10"
+    apart.give_back(store)
+
+
 OPEN = """
 import sys, time
 from graft.tracking import apart
