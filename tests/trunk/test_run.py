@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from graft import lanes
 from graft.backbones import build
 from graft.config import Model
 from graft.fit.learner import autocast
@@ -134,10 +135,15 @@ def test_several_inputs_are_cut_alike() -> None:
 # --- which size -------------------------------------------------------------------------------
 
 
-def test_the_sizes_of_a_device_take_no_more_memory_than_training() -> None:
-    assert Pace.on(CPU, 64).sizes == ON_CPU and Pace.on(CPU, 64).must_be_equal
-    assert Pace.on(CPU, 32).sizes == (16, 32, 8)
+@pytest.mark.parametrize("num_lanes", [1, 2])
+def test_the_sizes_of_a_device_take_no_more_memory_than_training(
+    monkeypatch: pytest.MonkeyPatch, num_lanes: int
+) -> None:
+    monkeypatch.setattr(lanes, "count", lambda device: num_lanes if device == CPU else 1)
+    assert Pace.on(CPU, 64 * num_lanes).sizes == ON_CPU
+    assert Pace.on(CPU, 32 * num_lanes).sizes == (16, 32, 8)
     assert Pace.on(CPU, 4).sizes == (16,)
+    assert Pace.on(CPU, 32).must_be_equal and Pace.on(CPU, 32).num_lanes == num_lanes
     assert Pace.on(torch.device("cuda"), 32).sizes == ON_GPU
     assert Pace.on(torch.device("cuda"), 16).sizes == (64, 128, 32)
     assert not Pace.on(torch.device("cuda"), 32).must_be_equal
@@ -168,6 +174,30 @@ def test_the_quickest_part_counts_as_the_first_one_sets_things_up() -> None:
     for _ in range(2):
         one.tried(pictures(16))
     assert max(one.pace.seconds.values()) < 0.004 and one.pace.best == 8
+
+
+def test_a_size_that_asks_for_more_pictures_holds_up_no_other() -> None:
+    one = frozen(Watched(), (4, 64, 2))
+    one.tried(pictures(20))
+    assert set(one.pace.seconds) == {4, 2}
+
+
+def test_all_sizes_are_tried_on_one_stretch_if_it_is_long_enough() -> None:
+    module = Watched()
+    one, x = frozen(module, (4, 8, 2)), pictures(50)
+    assert torch.equal(one.tried(x)[0], 2 * x)
+    assert set(one.pace.seconds) == {4, 8, 2}
+    assert module.sizes[:3] == [4, 4, 4]
+
+
+@pytest.mark.parametrize("count", [2, 9, 33, 64])
+def test_parts_in_two_lanes_come_back_in_order(count: int) -> None:
+    pace = Pace((4, 8, 2), must_be_equal=True, num_lanes=2)
+    one, x = Frozen(Paced({}), plainly, pace, is_for_storing=True), pictures(count)
+    for _ in range(3):
+        assert torch.equal(one.tried(x)[0], 2 * x)
+    (out,) = one(x)
+    assert torch.equal(out, 2 * x) and out.is_inference()
 
 
 def test_a_size_is_not_tried_on_too_few_pictures_to_measure_it() -> None:
