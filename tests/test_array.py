@@ -160,7 +160,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
         step(self, *args)
 
     monkeypatch.setattr(Learner, "step", noted)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # on a machine of one core too
+    monkeypatch.setattr(lanes, "count", lambda device: 2)  # on a machine of one core too
     return made
 
 
@@ -170,7 +170,7 @@ def test_runs_make_their_steps_in_two_lanes(
 ) -> None:
     base = replace(tiny_config, strategy=FineTune(), **shared)
     assert all(isinstance(one, Record) for one in array(rates(base, 1e-2, 1e-3, 1e-4), tmp_path))
-    first, second, third = (set(threads) for threads in steps.values())
+    first, second, third = (set(steps[f"lr={lr}"]) for lr in (0.01, 0.001, 0.0001))
     assert len(first) == len(second) == 1 and first != second
     # It shares batches with the others where the trunk is live; else it comes after them.
     assert third == (first if shared else {threading.get_ident()})
@@ -190,7 +190,7 @@ def test_runs_that_hold_much_make_their_steps_one_after_the_other(
     assert set().union(*steps.values()) == {threading.get_ident()}
 
 
-def test_what_a_step_keeps_is_foretold_from_two_pictures(
+def test_what_a_step_keeps_is_foretold_from_a_few_pictures(
     tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a batch: what autograd really saves in the first step, weights apart."""
@@ -217,7 +217,7 @@ def test_what_a_step_keeps_is_foretold_from_two_pictures(
 
     monkeypatch.setattr(groups, "_kept_bytes", told)
     monkeypatch.setattr(Learner, "step", counted)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(lanes, "count", lambda device: 2)
     array(rates(replace(tiny_config, strategy=FineTune(2), epochs=1), 1e-2, 1e-3), tmp_path)
     assert len(foretold) == 1
     assert foretold[0] == pytest.approx(saved[tiny_config.batch_size], rel=0.25)

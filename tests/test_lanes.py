@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import pytest
 import torch
@@ -147,6 +147,9 @@ def test_what_waits_is_limited() -> None:
     with Lanes(2) as two:
         giver = threading.Thread(target=give, args=(two,))
         giver.start()
+        deadline = time.monotonic() + 20
+        while len(given) < AHEAD and time.monotonic() < deadline:
+            time.sleep(0.01)
         giver.join(timeout=0.3)
         assert giver.is_alive() and len(given) == AHEAD and begun == [0]
         go.set()
@@ -166,22 +169,22 @@ def test_what_a_lane_raises_is_not_lost(num_lanes: int) -> None:
 
 
 def test_on_an_error_what_has_not_begun_is_dropped_and_what_has_is_waited_for() -> None:
-    done: list[int] = []
-    begun = threading.Event()
+    done: list[tuple[int, int]] = []
+    begun, go = threading.Barrier(3), threading.Event()
 
-    def work(number: int) -> None:
-        begun.set()
-        time.sleep(0.1)
-        done.append(number)
+    def work(lane: int, number: int) -> None:
+        begun.wait(timeout=20)
+        go.wait(timeout=20)
+        done.append((lane, number))
 
     with pytest.raises(KeyboardInterrupt), Lanes(2) as two:
-        for number in range(3):
-            two.do(0, functools.partial(work, number))
+        for lane in range(2):
+            for number in range(3):
+                two.do(lane, functools.partial(work, lane, number))
         begun.wait(timeout=20)
+        threading.Timer(0.5, go.set).start()  # both are told to drop what waits before one ends
         raise KeyboardInterrupt
-    assert done == [0]
-    time.sleep(0.3)
-    assert done == [0]
+    assert sorted(done) == [(0, 0), (1, 0)]
 
 
 # --- one ahead --------------------------------------------------------------------------------
@@ -190,7 +193,7 @@ def test_on_an_error_what_has_not_begun_is_dropped_and_what_has_is_waited_for() 
 def test_the_next_item_is_made_while_one_is_used() -> None:
     made = [threading.Event() for _ in range(4)]
 
-    def items() -> Iterator[int]:
+    def items() -> Generator[int]:
         for number in range(4):
             made[number].set()
             yield number
@@ -203,12 +206,12 @@ def test_the_next_item_is_made_while_one_is_used() -> None:
 
 
 def test_one_ahead_keeps_items_whatever_they_are() -> None:
-    assert list(one_ahead(iter([]))) == []
-    assert list(one_ahead(iter([None, 0, None]))) == [None, 0, None]
+    for items in ([], [None, 0, None], [[], False]):
+        assert list(one_ahead(item for item in items)) == items
 
 
 def test_an_error_comes_with_its_item() -> None:
-    def items() -> Iterator[int]:
+    def items() -> Generator[int]:
         yield 1
         raise OSError("the second")
 
@@ -221,18 +224,18 @@ def test_an_error_comes_with_its_item() -> None:
 def test_leaving_early_leaves_nothing_behind() -> None:
     closed = threading.Event()
 
-    def items() -> Iterator[int]:
+    def items() -> Generator[int]:
         try:
             yield from range(100)
         finally:
             closed.set()
 
-    before = threading.active_count()
-    coming = one_ahead(items())
+    held = items()
+    coming = one_ahead(held)
     assert next(coming) == 0
-    coming.close()  # type: ignore[attr-defined]
-    del coming
-    assert closed.wait(timeout=20) and threading.active_count() == before
+    coming.close()
+    assert closed.is_set() and list(held) == []
+    assert not [one for one in threading.enumerate() if one.name.startswith("ahead")]
 
 
 # --- numbers ----------------------------------------------------------------------------------

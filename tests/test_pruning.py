@@ -90,7 +90,7 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "REST", 0.0)
 
 
-# How an array is trained: as one stack, one after the other, side by side.
+# How an array is trained: as one stack, each run by itself, on batches that they share.
 WAYS = {
     "stacked": {"strategy": HeadOnly()},
     "tails": {"strategy": FineTune()},

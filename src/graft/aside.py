@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, cast
@@ -36,11 +37,13 @@ class Aside:
 
     Args:
         first: a function without arguments that it calls at once: imports, mostly.
+        is_awaited: training waits for what it does: it yields less.
     """
 
-    def __init__(self, first: str = "") -> None:
+    def __init__(self, first: str = "", *, is_awaited: bool = False) -> None:
         # -P: no file that lies in the working directory is taken for a module.
-        command = [sys.executable, "-P", "-c", f"from {__name__} import _serve; _serve({first!r})"]
+        code = f"from {__name__} import _serve; _serve({first!r}, {is_awaited})"
+        command = [sys.executable, "-P", "-c", code]
         found = [path or os.getcwd() for path in sys.path]
         self._child = subprocess.Popen(
             command,
@@ -106,10 +109,10 @@ class Aside:
 # --- in the other process -------------------------------------------------------------------
 
 
-def _serve(first: str) -> None:
+def _serve(first: str, is_awaited: bool) -> None:
     """Answer calls until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _give_way()
+    _give_way(is_awaited)
     calls, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     # What anything prints must not get between the answers.
     os.dup2(2, 1)
@@ -132,13 +135,22 @@ def _serve(first: str) -> None:
     os._exit(0)
 
 
-def _give_way() -> None:
+def _give_way(is_awaited: bool) -> None:
     """Training goes first where both want a core."""
     os.nice(10)
+    if is_awaited:
+        return
     # Linux shares processors out among sessions first, where it groups them (sched(7), autogroup):
     # within our own, being nice is being nice to nobody.
-    with contextlib.suppress(OSError):
-        Path("/proc/self/autogroup").write_text("10")
+    for _ in range(20):
+        try:
+            Path("/proc/self/autogroup").write_text("10")
+        except BlockingIOError:  # somebody else has just done the same
+            time.sleep(0.1)
+        except OSError:  # there are no such groups
+            return
+        else:
+            return
 
 
 def _find(function: str) -> Callable[..., Any]:

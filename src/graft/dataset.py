@@ -39,6 +39,7 @@ def load_dataset(config: RunConfig) -> LoadedDataset:
     Raises:
         DataError: all that is wrong with table, pictures or split.
     """
+    machine.keep_memory()  # before the threads that check the pictures
     return _load_dataset(config.dataset, machine.cache_dir(config.output_dir), config.workers)
 
 

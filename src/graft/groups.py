@@ -57,8 +57,10 @@ def groups(runs: Sequence[Run], fed: Supply, own: Cut | None, network: Network) 
 
 def _lanes(runs: Sequence[Run], fed: Supply, own: Cut | None, network: Network) -> int:
     found = lanes.count(torch.device(fed.config.device))
-    left = MAX_BESIDE_BYTES - _held_bytes(runs, network)
-    if found == 1 or left < 0:
+    if found == 1:
+        return 1
+    left = min(MAX_BESIDE_BYTES, available_bytes() // 4) - _held_bytes(runs, network)
+    if left < 0:
         return 1
     tail = own.tail_of(network.module) if own else network.module
     return found if _kept_bytes(tail, fed, network) <= left else 1
@@ -83,21 +85,27 @@ def _held_bytes(runs: Sequence[Run], network: Network) -> int:
 
 
 def _kept_bytes(tail: nn.Module, fed: Supply, network: Network) -> int:
-    """What a step keeps of its forward pass for the backward one, by that of two pictures."""
+    """What a step keeps of its forward pass for the backward one, by that of a few pictures."""
     config: RunConfig = fed.config
     network.eval()  # what comes first is not to move batch norm's statistics
-    inputs = next(iter(fed.of(fed.examples.train[:2]))).inputs
-    ours = {p.untyped_storage().data_ptr() for p in tail.parameters()}
-    kept: dict[int, int] = {}
+    batch = next(iter(fed.of(fed.examples.train[:4])))
+    activations, count = fed.trunk(batch.inputs), len(batch.labels)
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in ours:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+    def kept(num_pictures: int) -> int:
+        found: dict[int, int] = {}
 
-    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with hooks, autocast(config.precision, torch.device(config.device)):
-        out = tail(*fed.trunk(inputs))  # holds what is kept, till it is counted
-    del out
-    return sum(kept.values()) * config.batch_size // 2
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with hooks, autocast(config.precision, torch.device(config.device)):
+            # Copies, as what is a part of a tensor counts as all of it.
+            out = tail(*(tensor[:num_pictures].clone() for tensor in activations))
+        del out  # it holds what is kept, till it is counted
+        return sum(found.values())
+
+    # What does not grow with the pictures are weights, or copies of them in another precision.
+    few = count // 2
+    rest = kept(few) if few else 0
+    return (kept(count) - rest) * config.batch_size // (count - few)

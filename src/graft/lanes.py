@@ -8,10 +8,12 @@ changes.
 """
 
 import functools
+import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -41,14 +43,18 @@ def each(work: Callable[[Input], Output], inputs: Sequence[Input], num_lanes: in
     return list(_pool(num_lanes, torch.get_num_threads()).map(work, inputs))
 
 
-def one_ahead(items: Iterator[Output]) -> Iterator[Output]:
-    """The same items, each made while the one before it is being used."""
-    with _threads(1, "ahead") as pool:
-        end = object()
-        coming = pool.submit(next, items, end)
-        while (item := coming.result()) is not end:
-            coming = pool.submit(next, items, end)
-            yield item  # type: ignore[misc]
+def one_ahead(items: Generator[Output]) -> Generator[Output]:
+    """The same items, each made while the one before it is being used. Close it, or use it up."""
+    with closing(items), _threads(1, "ahead") as pool:
+        coming = pool.submit(_next, items)
+        while given := coming.result():
+            coming = pool.submit(_next, items)
+            yield given.pop()  # whoever takes it may let go of it before asking for the next
+
+
+def _next(items: Generator[Output]) -> list[Output]:
+    """One item, or none."""
+    return list(itertools.islice(items, 1))
 
 
 class Lanes:
@@ -73,7 +79,9 @@ class Lanes:
     ) -> None:
         """Nothing goes on after this; what has not begun is dropped."""
         for pool in self._pools:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+        for pool in self._pools:
+            pool.shutdown()
 
     def do(self, number: int, work: Callable[[], object]) -> None:
         """Have it done behind what lane `number` was given before; numbers go round."""

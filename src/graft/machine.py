@@ -70,7 +70,8 @@ def keep_memory() -> None:
 
     A network frees and asks for the same activations in every batch; each return costs a page
     fault for every 4 KB. All threads share them: what glibc keeps for each thread apart was half as
-    much again at the peak (docs/decisions/0016).
+    much again at the peak (docs/decisions/0016). Of threads that are there already it stays apart,
+    so call this before any are started.
     """
     mallopt = _of_glibc("mallopt")
     if mallopt is not None:
@@ -117,6 +118,8 @@ def _of_glibc(name: str) -> Any:
 def prepare_process(config: RunConfig) -> None:
     """One seed, one result: deterministic kernels, and no hidden loss of precision."""
     keep_memory()
+    # To be told a number, even its own, changes how MKL shares work out; every lane is told.
+    torch.set_num_threads(torch.get_num_threads())
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.manual_seed(config.seed)
     torch.backends.cudnn.benchmark = False

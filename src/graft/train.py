@@ -12,6 +12,7 @@ This is also the Python API:
 import functools
 import logging
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -284,6 +285,7 @@ def _train_group(group: Group, fed: Supply, own: Cut | None, networks: "_Network
             try:
                 learners[_learner(run, fed, own, networks)] = run
             except Exception as error:  # that of one run, most likely memory
+                traceback.clear_frames(error.__traceback__)  # the next ones need what they hold
                 run.give_up(error)
     if not learners:
         return

@@ -163,7 +163,7 @@ def test_each_size_is_tried_once_then_the_fastest_is_taken() -> None:
     assert module.sizes == [8, 8, 8, 8]
 
 
-def test_the_quickest_part_counts_as_the_first_one_sets_things_up() -> None:
+def test_the_first_part_does_not_count_as_it_sets_things_up() -> None:
     class SlowAtFirst(Paced):
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
             if len(x) not in self.sizes:
@@ -174,6 +174,22 @@ def test_the_quickest_part_counts_as_the_first_one_sets_things_up() -> None:
     for _ in range(2):
         one.tried(pictures(16))
     assert max(one.pace.seconds.values()) < 0.004 and one.pace.best == 8
+
+
+def test_no_size_is_tried_before_the_usual_one_is() -> None:
+    """Others are held against it; one that is ruled out is not the best of those known."""
+
+    class WrongInSmall(Watched):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            (out,) = super().forward(x)
+            return (torch.nextafter(out, out + 1) if len(x) < 4 else out,)
+
+    one, x = frozen(WrongInSmall(), (16, 32, 2)), pictures(31)
+    for _ in range(3):
+        assert torch.equal(one.tried(x)[0], 2 * x) and torch.equal(one(x)[0], 2 * x)
+    assert one.pace.seconds == {} and one.pace.best == 16
+    one.pace.seconds = {2: float("inf")}
+    assert one.pace.best == 16
 
 
 def test_a_size_that_asks_for_more_pictures_holds_up_no_other() -> None:

@@ -98,7 +98,7 @@ class Decoders:
         self.close()
 
     def _started(self) -> Aside:
-        self._processes.append(Aside(f"{__name__}:_ready"))
+        self._processes.append(Aside(f"{__name__}:_ready", is_awaited=True))
         return self._processes[-1]
 
 

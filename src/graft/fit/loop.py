@@ -85,7 +85,7 @@ def fit(
             started = time.monotonic()
             for learner in active:
                 learner.network.train()
-            # Of this epoch: a run's steps are made one after the other.
+            # Which lane makes a run's steps: another one at most where an epoch ends.
             lane = {learner: i for i, learner in enumerate(active) if learner not in stacked}
             for done, batch in enumerate(train_batches(epoch), start=1):
                 activations = trunk(batch.inputs)

@@ -1,7 +1,7 @@
 """Where a batch comes from: pictures that are decoded now, or activations that are stored."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +51,7 @@ class Input:
         self,
         chunks: Sequence[Positions],
         look: Callable[[int, torch.Tensor], torch.Tensor] = lambda number, pictures: pictures,
-    ) -> Iterator[torch.Tensor]:
+    ) -> Generator[torch.Tensor]:
         """float32 [B, 3, S, S] of each chunk; `look` is given its number and its uint8 pictures."""
         for number, decoded in enumerate(self.pictures.batches(chunks)):
             yield as_input(look(number, moved(decoded, self.device)), self.config)

@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -245,7 +245,7 @@ def _agree(
     )
 
 
-def _inputs(shelf: Shelf, view: str, ranges: Sequence[tuple[int, int]]) -> Iterator[torch.Tensor]:
+def _inputs(shelf: Shelf, view: str, ranges: Sequence[tuple[int, int]]) -> Generator[torch.Tensor]:
     rows = shelf.rows[view]
     chunks = [rows[start:stop] for start, stop in ranges]
     return shelf.input.batches(chunks, lambda number, pictures: FIXED[view](pictures))

@@ -4,9 +4,9 @@ import functools
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -24,7 +24,7 @@ from graft.trunk.store import Filler, Store
 log = logging.getLogger("graft")
 
 # Pictures whose activations are computed, then written while the next are computed. A fill holds so
-# many in memory for each thread that writes, and once more.
+# many in memory for each thread that writes, and once more; on a CPU the next ones' pictures, too.
 STRETCH = 256
 # Threads that write: a digest of what a fast GPU gives takes longer than the GPU.
 WRITERS = 8
@@ -69,7 +69,7 @@ class InMemory:
 
 
 # Ranges of rows -> the network's input for each, on its device.
-Inputs = Callable[[Sequence[tuple[int, int]]], Iterator[torch.Tensor]]
+Inputs = Callable[[Sequence[tuple[int, int]]], Generator[torch.Tensor]]
 
 
 def fill(
@@ -138,14 +138,15 @@ def _computed(
     stream = inputs(shorter)
     if frozen.pace.num_lanes > 1:
         stream = lanes.one_ahead(stream)
-    for start, stop in shorter:
-        tensors = frozen.tried(next(stream))
-        packed, first = [], 0
-        for one in wanted:
-            last = first + len(one.exit)
-            packed.append(_OnHost(one.format.pack(tensors[first:last])))
-            first = last
-        yield start, stop, packed
+    with closing(stream):
+        for start, stop in shorter:
+            tensors = frozen.tried(next(stream))
+            packed, first = [], 0
+            for one in wanted:
+                last = first + len(one.exit)
+                packed.append(_OnHost(one.format.pack(tensors[first:last])))
+                first = last
+            yield start, stop, packed
 
 
 class _OnHost:

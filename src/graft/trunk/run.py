@@ -1,6 +1,7 @@
 """Runs a frozen part of a network: without gradients, so many pictures at a time."""
 
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -48,13 +49,15 @@ class Pace:
     @property
     def best(self) -> int:
         """The fastest size so far; before any trial the usual one."""
-        known = {size: s for size, s in self.seconds.items() if size in self.sizes}
+        known = {n: s for n, s in self.seconds.items() if n in self.sizes and math.isfinite(s)}
         return min(known, key=known.__getitem__) if known else self.sizes[0]
 
     def next_untried(self, count: int) -> int | None:
         """A size that so many pictures are enough to measure: two parts for each lane at least."""
-        enough = (n for n in self.sizes if 2 * n * self.num_lanes <= count)
-        return next((n for n in enough if n not in self.seconds), None)
+        untried = [n for n in self.sizes if n not in self.seconds]
+        if self.sizes[0] in untried:  # what others are held against comes first
+            untried = untried[:1]
+        return next((n for n in untried if 2 * n * self.num_lanes <= count), None)
 
 
 class Frozen:
