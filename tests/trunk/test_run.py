@@ -1,6 +1,9 @@
 """Running what is frozen: how many pictures at a time changes its speed, never its numbers."""
 
 import functools
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 
@@ -72,25 +75,96 @@ def frozen(module: nn.Module, sizes: Sequence[int] = (4,), must_be_equal: bool =
 @pytest.mark.parametrize(
     ("count", "parts"),
     [
-        (2, [2]), (3, [3]), (4, [4]), (5, [5]), (6, [4, 2]), (8, [4, 4]), (9, [4, 5]),
-        (12, [4, 4, 4]), (13, [4, 4, 5]),
+        # a short part is filled up to 4, and held against itself as it is
+        (1, [4, 1]), (3, [4, 3]), (4, [4]), (5, [4, 4, 1]), (6, [4, 4, 2]), (8, [8]),
+        (12, [8, 4]), (13, [8, 4, 4, 1]), (17, [8, 8, 4, 1]),
     ],
 )  # fmt: skip
-def test_parts_are_as_large_as_asked_and_none_is_of_one_picture(
-    count: int, parts: list[int]
-) -> None:
+def test_what_is_left_over_is_run_as_if_it_were_more(count: int, parts: list[int]) -> None:
     module, x = Watched(), pictures(count)
-    (out,) = frozen(module)(x)
+    one = frozen(module, (4, 8))
+    one.pace.seconds = {4: 2.0, 8: 1.0}
+    assert torch.equal(one(x)[0], 2 * x)
     assert module.sizes == parts
-    assert torch.equal(out, 2 * x)
+    module.sizes.clear()
+    assert torch.equal(one(x)[0], 2 * x)
+    assert sum(module.sizes) == count  # it made no difference, so it is done no more
 
 
-def test_a_lone_picture_is_seen_twice_and_comes_back_once() -> None:
-    """Kernels for a batch of one round differently."""
-    module, x = Watched(), pictures(1)
-    (out,) = frozen(module)(x)
-    assert module.sizes == [2]
-    assert torch.equal(out, 2 * x)
+def test_a_part_smaller_than_the_usual_one_is_filled_up_to_no_more_than_itself() -> None:
+    module, x = Watched(), pictures(5)
+    one = frozen(module, (4, 2))
+    one.pace.seconds = {4: 2.0, 2: 1.0}
+    assert torch.equal(one(x)[0], 2 * x)
+    assert module.sizes == [2, 2, 2, 1]
+
+
+class WrongInShort(Watched):
+    """Other bits in parts of fewer than `least` pictures."""
+
+    def __init__(self, least: int) -> None:
+        super().__init__()
+        self.least = least
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        (out,) = super().forward(x)
+        return (torch.nextafter(out, out + 1) if len(x) < self.least else out,)
+
+
+@pytest.mark.parametrize("num_lanes", [1, 2])
+def test_kernels_that_round_otherwise_for_few_pictures_change_nothing(num_lanes: int) -> None:
+    module = WrongInShort(least=4)
+    one = Frozen(module, plainly, Pace((4, 8), must_be_equal=True, num_lanes=num_lanes))
+    for count in (*range(1, 20), *range(1, 20)):
+        x = pictures(count)
+        assert torch.equal(one(x)[0], 2 * x)
+    assert sum(n < 4 for n in module.sizes) == 3  # each was tried once
+
+
+def test_on_a_gpu_only_a_lone_picture_is_filled_up() -> None:
+    """To two; there another number rounds otherwise anyway."""
+    module = WrongInShort(least=2)
+    one = frozen(module, must_be_equal=False)
+    for count, parts in ((1, [2, 1]), (3, [3]), (5, [4, 2]), (6, [4, 2])):
+        module.sizes.clear()
+        x = pictures(count)
+        assert torch.equal(one(x)[0], 2 * x)
+        assert module.sizes == parts
+
+
+@pytest.mark.parametrize("num_threads", ["1", "2"])
+def test_real_kernels_that_round_otherwise_for_few_pictures_change_nothing(
+    num_threads: str,
+) -> None:
+    """On one thread of a processor without AVX-512 they do, for 2 to 15 pictures."""
+    env = os.environ | {"OMP_NUM_THREADS": num_threads}
+    done = subprocess.run(
+        [sys.executable, "-c", BY_COUNT], env=env, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [num_threads, "[]", "15"]
+
+
+BY_COUNT = """
+import torch
+from graft.backbones import build
+from graft.config import Model
+from graft.strategies import HeadOnly
+from graft.trunk.cut import cut
+from graft.trunk.run import Frozen, Pace
+
+network = build(Model(name="efficientnet_lite0", weights="none"), 2, seed=0, image_size=128)
+network.module.to(memory_format=torch.channels_last)
+network.freeze(HeadOnly().trainable(list(network.blocks)))
+network.eval()
+trunk = cut(network.module).trunk
+x = torch.randn(32, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+x = x.contiguous(memory_format=torch.channels_last)
+plainly = lambda: torch.autocast("cpu", enabled=False)
+(usual,) = Frozen(trunk, plainly, Pace((16,), True))(x)
+one = Frozen(trunk, plainly, Pace((16,), True))
+counts = [n for n in (*range(1, 33), *range(1, 17)) if not torch.equal(one(x[:n])[0], usual[:n])]
+print(torch.get_num_threads(), counts, len(one._is_short_equal))
+"""
 
 
 def test_no_gradients_are_kept() -> None:
@@ -178,13 +252,7 @@ def test_the_first_part_does_not_count_as_it_sets_things_up() -> None:
 
 def test_no_size_is_tried_before_the_usual_one_is() -> None:
     """Others are held against it; one that is ruled out is not the best of those known."""
-
-    class WrongInSmall(Watched):
-        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            (out,) = super().forward(x)
-            return (torch.nextafter(out, out + 1) if len(x) < 4 else out,)
-
-    one, x = frozen(WrongInSmall(), (16, 32, 2)), pictures(31)
+    one, x = frozen(WrongInShort(least=4), (16, 32, 2)), pictures(31)
     for _ in range(3):
         assert torch.equal(one.tried(x)[0], 2 * x) and torch.equal(one(x)[0], 2 * x)
     assert one.pace.seconds == {} and one.pace.best == 16
@@ -225,7 +293,7 @@ def test_a_size_is_not_tried_on_too_few_pictures_to_measure_it() -> None:
 
 def test_on_a_cpu_a_size_that_gives_other_bits_is_never_taken() -> None:
     """However fast it is."""
-    module = Sized(largest=6)  # 5: the last part may have one picture more
+    module = Sized(largest=6)
     one, x = frozen(module, (4, 8, 2)), pictures(16)
     outs = [one.tried(x)[0] for _ in range(4)]
     assert all(torch.equal(out, 2 * x) for out in outs)
@@ -271,10 +339,16 @@ def test_how_many_pictures_at_a_time_changes_no_bit_of_a_real_network(name: str)
     network.eval()
     (usual,) = frozen(found.trunk, (16,))(x)
     assert len(usual.unique(dim=0)) == 33
-    for size in (2, 3, 7, 8, 32, 64):
-        assert torch.equal(frozen(found.trunk, (size,))(x)[0], usual)
-    assert torch.equal(torch.cat([frozen(found.trunk)(x[i : i + 1])[0] for i in range(3)]),
-                       usual[:3])  # fmt: skip
+    for size in (2, 3, 7, 8, 32):
+        one = frozen(found.trunk, (16, size))
+        for _ in range(2):  # the usual size is tried, then this one, which may be ruled out
+            assert torch.equal(one.tried(torch.cat((x, x)))[0], torch.cat((usual, usual)))
+        assert set(one.pace.seconds) == {16, size}
+        one.pace.seconds[16] = 1e9  # this one is the best, if it may be
+        assert torch.equal(one(x)[0], usual)
+    one = frozen(found.trunk, (16,))
+    for count in (1, 2, 3, 8, 15, 17, 18, 31, 1):
+        assert torch.equal(one(x[:count])[0], usual[:count])
 
 
 # --- what is left of a trunk ------------------------------------------------------------------

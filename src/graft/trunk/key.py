@@ -17,7 +17,7 @@ from graft.identity import digest
 from graft.trunk.store.entry import FORMAT as STORE_FORMAT
 
 # Raised when the same settings come to mean other bytes.
-FORMAT = 1
+FORMAT = 2
 
 
 def key(*, trunk: str, pictures: Sequence[str], view: str, settings: Mapping[str, Any]) -> str:
