@@ -256,7 +256,8 @@ def _task(options: argparse.Namespace, folder: Path) -> Task:
                   for p in (examples.train, examples.val))  # fmt: skip
     return Task(
         config, examples, train, val, side,
-        options.mean or backbone.mean, options.std or backbone.std, machine.device(options.device),
+        options.mean or backbone.mean, options.std or backbone.std,
+        torch.device(machine.device(options.device)),
     )  # fmt: skip
 
 

@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
-    device = machine.device(options.device)
+    device = torch.device(machine.device(options.device))
     if device.type != "cuda":
         print("Steps are recorded on a GPU only: both numbers are of the same.", file=sys.stderr)
     for name, strategy in CASES:

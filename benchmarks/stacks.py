@@ -64,7 +64,7 @@ class _Whole:
 def main() -> None:
     options = _options()
     machine.keep_memory()
-    device = machine.device(options.device)
+    device = torch.device(machine.device(options.device))
     for name, widths in {**SMALL, **LARGE}.items():
         for count in COUNTS[name]:
             looped, stacked = measured(widths, count, device, options.seconds)

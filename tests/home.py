@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 # A sweep of seconds: a small network without weights, on the pictures of the fixture.
@@ -28,16 +29,18 @@ class Home:
         self._always = (*TINY, *data, *always)
         self._environment = {**os.environ, "GRAFT_CACHE": str(path / "cache")}
 
-    def start(self, *arguments: str) -> "subprocess.Popen[str]":
+    def start(
+        self, *arguments: str, program: Sequence[str] = ("-m", "graft", "-m")
+    ) -> "subprocess.Popen[str]":
         return subprocess.Popen(
-            [sys.executable, "-m", "graft", "-m", *self._always, *arguments], cwd=self.path,
+            [sys.executable, *program, *self._always, *arguments], cwd=self.path,
             env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             start_new_session=True,
         )  # fmt: skip
 
-    def run(self, *arguments: str) -> Done:
+    def run(self, *arguments: str, program: Sequence[str] = ("-m", "graft", "-m")) -> Done:
         """To its end, whatever that is."""
-        process = self.start(*arguments)
+        process = self.start(*arguments, program=program)
         out, error = process.communicate(timeout=300)
         return Done(process.args, process.returncode, out, error)
 

@@ -1,10 +1,12 @@
 """Networks: blocks, heads, weights, and what freezing means."""
 
+import hashlib
 import logging
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
+from torchvision.models import get_model_weights
 
-from graft import weights
-from graft.backbones import BACKBONES, Network, build, check, find
+from graft import backbones, weights
+from graft.backbones import BACKBONES, Backbone, Network, build, check, find
 from graft.config import Model
 from graft.errors import ConfigError, WeightsError
 from graft.strategies import FineTune, Full, HeadOnly, Strategy
@@ -419,10 +422,8 @@ def test_check_says_what_build_would_say_and_allocates_no_head(
     """W2: a file without a known digest is named in a warning."""
     torch.save(state, tmp_path / "a.pth")
     with caplog.at_level(logging.WARNING):
-        source = check(
-            Model(name="mobilenet_v3_small", weights=str(tmp_path / "a.pth")), image_size=32
-        )
-    assert source.digest and not source.is_verified and "cannot be verified" in caplog.text
+        check(Model(name="mobilenet_v3_small", weights=str(tmp_path / "a.pth")), image_size=32)
+    assert "cannot be verified" in caplog.text
     with pytest.raises(WeightsError, match="does not fit model=resnet18"):
         check(Model(name="resnet18", weights=str(tmp_path / "a.pth")), image_size=32)
     with pytest.raises(ConfigError, match="image_size=4"):
@@ -457,6 +458,44 @@ def test_a_published_name_with_other_content_is_refused(
     torch.save(state, hub / "mobilenet_v3_small-047dcff4.pth")
     with pytest.raises(WeightsError, match="promises a SHA-256 that begins with 047dcff4"):
         check(Model(name="mobilenet_v3_small"), image_size=224)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES.values(), ids=lambda one: one.name)
+def test_the_catalog_names_the_published_files(backbone: Backbone, hub: Path) -> None:
+    if backbone.weights is None:
+        assert backbones._packaged_file().name == backbone.file
+    else:
+        published = get_model_weights(backbone.name)[backbone.weights]
+        assert published.url.rpartition("/")[2] == backbone.file
+        assert not backbones._is_published(backbone)
+        # Where torch itself would look for it.
+        assert hub == Path(torch.hub.get_dir()) / "checkpoints"
+
+
+@pytest.mark.parametrize("home", ["TORCH_HOME", "XDG_CACHE_HOME", "HOME"])
+def test_published_weights_are_known_by_their_digest_without_being_read(
+    home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TORCH_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(home, str(tmp_path))
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    assert folder.is_relative_to(tmp_path)
+    folder.mkdir(parents=True)
+    content = b"what torch.save wrote, and nobody reads here"
+    file = f"resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    published = replace(find("resnet18"), file=file)
+    monkeypatch.setattr(backbones, "find", lambda name: published)
+    monkeypatch.setattr(backbones, "_fill", lambda *args: pytest.fail("it was read"))
+    (folder / file).write_bytes(content)
+    check(Model(name="resnet18"), image_size=64)
+    with pytest.raises(ConfigError, match="image_size=4"):
+        check(Model(name="resnet18"), image_size=4)
+    (folder / file).write_bytes(content + b".")
+    assert not backbones._is_published(published)  # so it is read, and `build` says what is wrong
+    (folder / file).unlink()
+    (folder / file).mkdir()
+    assert not backbones._is_published(published)
 
 
 # --- checkpoints ------------------------------------------------------------------------------

@@ -48,3 +48,9 @@ def test_heavy_libraries_are_imported_only_where_they_are_used(module: str) -> N
     heavy = {"torch", "torchvision", "pandas", "sklearn", "mlflow", "matplotlib", "PIL"}
     code = f"import sys, {module}; print(*sorted({heavy!r} & set(sys.modules)))"
     assert _run(sys.executable, "-c", code).stdout.split() == []
+
+
+def test_a_sweep_is_checked_without_what_only_its_workers_and_its_end_need() -> None:
+    heavy = {"torch", "torchvision", "pandas", "sklearn", "mlflow", "matplotlib"}
+    code = f"import sys, graft.sweep; print(*sorted({heavy!r} & set(sys.modules)))"
+    assert _run(sys.executable, "-c", code).stdout.split() == []

@@ -21,8 +21,9 @@ from graft.fit import checkpoint
 from graft.record import CHECKPOINT, EPOCHS, LOG, PREDICTIONS, RESUME, Record, read_run
 from graft.run import Judge, Member
 from graft.strategies import FineTune, HeadOnly
-from graft.sweep import Asked, run_array
-from graft.sweep.work import finished
+from graft.sweep import Asked
+from graft.sweep.asked import finished
+from graft.sweep.work import run_array
 
 WHY = "it is among the worse half"
 RATES = (1e-2, 1e-3, 1e-4)

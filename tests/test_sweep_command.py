@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +15,15 @@ import pandas as pd
 import pytest
 from tests.home import Home
 
-from graft.record import LOG, RUN, SWEEP, RunFolder, read_json, read_run, write_json
+from graft import machine, train
+from graft.config import RunConfig
+from graft.record import EPOCHS, LOG, RUN, SWEEP, RunFolder, read_json, read_run, write_json
+from graft.report import page
+from graft.report.drawing import Drawing
 from graft.status.__main__ import main as graft_sweep
+from graft.sweep import follow
+from graft.sweep.follow import Follower
+from graft.tracking import Off
 
 
 @pytest.fixture
@@ -183,6 +191,29 @@ def test_a_damaged_list_of_runs_is_made_anew_from_their_folders(home: Home) -> N
     assert {run["run"] for run in (read_json(path) or {})["runs"]} == before
 
 
+DRIVER = """
+import sys
+from graft import app
+
+sys.argv = ["graft", "-m", *sys.argv[1:]]
+code = app.main()
+print("driver:", code, [name for name in ("torch", "torchvision") if name in sys.modules])
+"""
+
+
+@pytest.mark.skipif(machine.device("auto") != "cpu", reason="PyTorch is asked which GPU it is")
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_a_driver_needs_no_pytorch_from_the_check_to_the_report(home: Home, device: str) -> None:
+    """Decision 0017. With weights: the package's, which are checked."""
+    asked = (
+        "model=efficientnet_lite0", "model.weights=imagenet", f"device={device}", "epochs=1",
+        "strategy=head_only,fine_tune", "sweep.name=s",
+    )  # fmt: skip
+    done = home.run(*asked, program=("-c", DRIVER))
+    assert "driver: 0 []" in done.stdout, done.stdout + done.stderr
+    assert (home.outputs / "s" / "report.html").is_file()
+
+
 @pytest.mark.slow
 def test_with_a_launcher_of_others_each_job_sees_to_itself_and_the_report_is_there(
     home: Home,
@@ -212,9 +243,6 @@ def test_submitits_launcher_runs_the_same_jobs_and_the_report_is_there(home: Hom
 def test_a_damaged_record_of_a_run_does_not_keep_a_sweep_from_its_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from graft.sweep.follow import Follower
-    from graft.tracking import Off
-
     run = tmp_path / "seed=0"
     run.mkdir()
     follower = Follower(tmp_path, Off())
@@ -222,6 +250,41 @@ def test_a_damaged_record_of_a_run_does_not_keep_a_sweep_from_its_end(
     follower.stop()
     assert graft_sweep(["status", str(tmp_path)]) == 0
     assert "1 runs: 1 waiting" in capsys.readouterr().out
+
+
+def test_the_last_figures_are_drawn_in_the_background(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    """While the report is written."""
+    config = train.resolve(tiny_config)
+    follower = Follower(tmp_path, Off())
+    train.train(config, tmp_path / "run", train.load_dataset(config))
+    follower.look_last()
+    wait_for(lambda: (tmp_path / "run" / "figures" / "roc.png").is_file())
+    follower.stop()
+    assert len(list((tmp_path / "run" / "figures").iterdir())) == 4
+
+
+@pytest.mark.parametrize("trains_here", [True, False])
+def test_what_the_end_imports_is_imported_once_runs_train_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trains_here: bool
+) -> None:
+    called: list[str] = []
+    monkeypatch.setattr(follow, "EVERY_S", 0.01)
+    monkeypatch.setattr(page, "warm_up", lambda: called.append("page"))
+    monkeypatch.setattr(Drawing, "warm_up", lambda self, aside: called.append("drawing"))
+    if not trains_here:
+        monkeypatch.delitem(sys.modules, "graft.train")
+    follower = Follower(tmp_path, Off())
+    time.sleep(0.1)
+    assert not called  # nothing is trained yet
+    for name in ("run0", "run1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / EPOCHS).write_text("epoch\n1\n")
+        wait_for(lambda: "drawing" in called)
+        time.sleep(0.1)
+    follower.stop()
+    assert called == (["drawing"] if trains_here else ["page", "drawing"])
 
 
 @pytest.mark.parametrize("others", ["completed", "pruned"])

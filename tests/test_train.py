@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from graft import dataset as dataset_
-from graft import metrics, train
+from graft import machine, metrics, train
 from graft.config import Adam, CrossEntropy, RandomCrop, RunConfig, from_dict
 from graft.errors import CacheError, ConfigError, DataError, Diverged, GraftError, RunError
 from graft.fit.learner import Learner
@@ -168,6 +168,26 @@ def test_every_choice_trains(
 def test_a_device_that_is_not_there_is_named(tiny_config: RunConfig) -> None:
     with pytest.raises(ConfigError, match="device=cuda:9 is not there"):
         train.resolve(replace(tiny_config, device="cuda:9"))
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cpu:"])
+def test_a_word_that_is_no_device_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"device={name}: expected auto, cpu, cuda"):
+        machine.device(name)
+
+
+def test_pytorch_is_asked_for_a_device_only_where_there_may_be_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: not asked.append(True))
+    monkeypatch.setattr(machine, "_may_have_gpu", lambda: False)
+    assert machine.device("auto") == "cpu" and machine.device("cpu") == "cpu" and not asked
+    monkeypatch.setattr(machine, "_may_have_gpu", lambda: True)
+    assert machine.device("auto") == "cuda" and len(asked) == 1
+    monkeypatch.undo()
+    if torch.cuda.is_available():
+        assert machine._may_have_gpu()
 
 
 @pytest.mark.parametrize(

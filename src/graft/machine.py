@@ -10,12 +10,13 @@ import sys
 import traceback
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from graft.config import RunConfig
 from graft.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger("graft")
 
@@ -35,9 +36,18 @@ def cache_dir(output_dir: str | Path = "outputs") -> Path:
     raise ConfigError(f"output_dir={output_dir} cannot be written.")
 
 
-def device(name: str) -> torch.device:
+def device(name: str) -> str:
+    """A device that is there, in PyTorch's words: "cpu", "cuda", "cuda:1".
+
+    Raises:
+        ConfigError: no such device.
+    """
+    if name == "cpu" or (name == "auto" and not _may_have_gpu()):
+        return "cpu"
+    import torch
+
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         found = torch.device(name)
     except RuntimeError:
@@ -50,16 +60,31 @@ def device(name: str) -> torch.device:
     if (found.index or 0) >= there.get(found.type, 0):
         counts = ", ".join(f"{kind}: {count}" for kind, count in there.items() if count)
         raise ConfigError(f"device={name} is not there. There are {counts}. Use device=auto.")
-    return found
+    return str(found)
 
 
-def has_tf32(device: torch.device) -> bool:
+def _may_have_gpu() -> bool:
+    """Whether PyTorch, which takes two seconds to import, has to be asked.
+
+    On Linux a GPU that it can use has a node here: NVIDIA's, AMD's, or Windows' for its guest.
+    """
+    nodes = ("nvidiactl", "nvidia0", "kfd", "dxg", "nvhost-gpu", "nvmap")
+    return sys.platform != "linux" or any(Path("/dev", node).exists() for node in nodes)
+
+
+def has_tf32(device: str) -> bool:
     """Whether it multiplies float32 numbers in TensorFloat-32: 10 bits of precision, not 23."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    if not device.startswith("cuda"):
+        return False
+    import torch
+
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def free_gpu_bytes(device: torch.device) -> int:
+def free_gpu_bytes(device: "torch.device") -> int:
     """What tensors may still take of a GPU: PyTorch's blocks that nothing is in count as free."""
+    import torch
+
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
@@ -100,11 +125,15 @@ def return_gpu_memory(error: BaseException) -> None:
         with suppress(RuntimeError):  # still running, as all are from here on
             frame.clear()
         frame = frame.f_back
+    import torch
+
     torch.cuda.empty_cache()
 
 
 def peak_in_words(device: str) -> str:
     """The most GPU memory that was ever in use, as " (peak 3.1 GiB)"; empty without a GPU."""
+    import torch
+
     if not (device.startswith("cuda") and torch.cuda.is_available()):
         return ""
     return f" (peak {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB)"
@@ -117,6 +146,8 @@ def _of_glibc(name: str) -> Any:
 
 def prepare_process(config: RunConfig) -> None:
     """One seed, one result: deterministic kernels, and no hidden loss of precision."""
+    import torch
+
     keep_memory()
     # To be told a number, even its own, changes how MKL shares work out; every lane is told.
     torch.set_num_threads(torch.get_num_threads())
@@ -136,6 +167,8 @@ def prepare_process(config: RunConfig) -> None:
 def environment(device: str) -> dict[str, Any]:
     """Versions, device, machine and git commit: what a number may depend on. Found once."""
     from importlib.metadata import version
+
+    import torch
 
     names = ("graft-sweeps", "torch", "torchvision", "numpy", "pillow", "hydra-core", "mlflow")
     is_cuda = device.startswith("cuda")

@@ -11,6 +11,7 @@ This is also the Python API:
 
 import functools
 import logging
+import math
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,19 +24,19 @@ import torch
 
 from graft import backbones, machine, metrics
 from graft.backbones import Network
-from graft.config import RunConfig, to_dict
+from graft.config import RunConfig
 from graft.dataset import LoadedDataset, load_dataset
-from graft.errors import ConfigError, GraftError, RunError
+from graft.errors import GraftError, RunError
 from graft.fit.checkpoint import Pace
 from graft.fit.learner import Learner, autocast, trained_tensors
 from graft.fit.loop import can_stack, evaluate, fit, predictions
 from graft.fit.losses import class_weights
 from graft.groups import Group, groups
-from graft.identity import digest
 from graft.progress import Progress, in_words, screen
 from graft.record import CHECKPOINT, Predictions, Record
 from graft.run import Follower, Member, Outcome, Run, start
-from graft.supply import Supply, supply, trunk_settings
+from graft.settings import array_key, resolve, trunk_key, trunk_settings
+from graft.supply import Supply, supply
 from graft.trunk.cut import Cut, cut
 
 __all__ = [
@@ -44,38 +45,6 @@ __all__ = [
 ]  # fmt: skip
 
 log = logging.getLogger("graft")
-
-
-# --- configuration and data -----------------------------------------------------------------
-
-
-def resolve(config: RunConfig) -> RunConfig:
-    """The configuration with nothing left open: image size, mean and deviation, device.
-
-    Raises:
-        ConfigError: no such model or device, or a precision that the device has not.
-    """
-    backbone = backbones.find(config.model.name)
-    model = replace(
-        config.model,
-        mean=config.model.mean or backbone.mean,
-        std=config.model.std or backbone.std,
-    )
-    for key, values in (("mean", model.mean), ("std", model.std)):
-        if values is None or len(values) != 3 or (key == "std" and min(values) <= 0):
-            raise ConfigError(
-                f"model.{key}={list(values or ())}: expected three numbers, one a channel"
-                f"{', each above 0' if key == 'std' else ''}."
-            )
-    device = machine.device(config.device)
-    if config.precision == "float16" and device.type == "cpu":
-        raise ConfigError("precision=float16 needs a GPU. Use float32, or bfloat16, on a CPU.")
-    if config.precision == "tf32" and not machine.has_tf32(device):
-        raise ConfigError(
-            "precision=tf32 needs an NVIDIA GPU of the Ampere generation or later. Use float32."
-        )
-    size = config.image_size or config.dataset.own_image_size or backbone.input_size
-    return replace(config, model=model, image_size=size, device=str(device))
 
 
 def num_outputs(classes: Sequence[str]) -> int:
@@ -113,23 +82,6 @@ def train(
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
-
-
-def array_key(config: RunConfig) -> str:
-    """Equal for runs that one array can hold: on the same batches, through the same trunk.
-
-    They may differ in optimizer, schedule, loss, epochs, patience, metric, dropout, and in the
-    first values of the head.
-    """
-    # Where a head has no dropout, one that is asked for is one module more: another tail.
-    is_added = config.model.dropout is not None and not backbones.find(config.model.name).dropout
-    same = [config.sampling, config.seed, config.batch_size, is_added]
-    return digest([trunk_key(config), *same])
-
-
-def trunk_key(config: RunConfig) -> str:
-    """Equal for runs that are fed from the same pictures through the same trunk."""
-    return digest([trunk_settings(config), to_dict(config)["strategy"]])
 
 
 def train_array(
@@ -414,9 +366,9 @@ def _joined(parts: Sequence[Predictions]) -> Predictions:
 class _Watcher:
     """Passes what the loop says on to the folders, the bar and tracking.
 
-    An epoch on stored activations can take a few milliseconds, so rows are written and sent
-    together, at most once a second; checkpoints as `Pace` says. A follower of a run that goes on is
-    told of every epoch, those before included.
+    An epoch on stored activations can take a few milliseconds, so behind the first one rows are
+    written and sent together, at most once a second; checkpoints as `Pace` says. A follower of a
+    run that goes on is told of every epoch, those before included.
     """
 
     def __init__(self, runs: Mapping[Learner, Run], bar: Progress) -> None:
@@ -425,7 +377,7 @@ class _Watcher:
         # At most: weights, two moments, and the weights of the best epoch.
         trained = trained_tensors(next(iter(runs)).network.module).values()
         self._pace = Pace(4 * sum(tensor.nbytes for tensor in trained) * len(runs))
-        self._began = self._written_at = time.monotonic()
+        self._began, self._written_at = time.monotonic(), -math.inf
 
     def batch(self, epoch: int, done: int, total: int) -> None:
         self._bar.batch(epoch, done, total)

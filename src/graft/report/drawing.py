@@ -1,6 +1,7 @@
 """The figures of runs that have ended, drawn in another process while the next runs train."""
 
 import atexit
+import contextlib
 import logging
 import queue
 import threading
@@ -10,7 +11,7 @@ from typing import NamedTuple
 
 from graft.aside import Aside, Busy, Gone
 from graft.record import Record, read_run
-from graft.report.figures import run_figures
+from graft.report import figures
 
 log = logging.getLogger("graft")
 
@@ -41,6 +42,12 @@ class Drawing:
             self._thread = threading.Thread(target=self._work, name="figures", daemon=True)
             self._thread.start()
             atexit.register(self.finish)
+
+    def warm_up(self, aside: Aside | None) -> None:
+        """Have a process that is there anyway import what draws."""
+        if aside is not None:
+            with contextlib.suppress(Gone, Busy):
+                aside.call_soon(PATIENCE_S, f"{__name__}:warm_up")
 
     def finish(self) -> None:
         """Until all is drawn; lends a hand, as nothing trains any more."""
@@ -84,7 +91,12 @@ class _Given(NamedTuple):
     aside: Aside | None
 
 
+def warm_up() -> None:
+    """Called in the other process, while there is time."""
+    figures.warm_up()
+
+
 def draw(folder: Path) -> None:
     """Draw the figures of the completed run in a folder."""
     record = read_run(folder)
-    run_figures(record, folder / FOLDER)
+    figures.run_figures(record, folder / FOLDER)

@@ -1,6 +1,7 @@
 """Curves, confusion matrices, ROC: drawn for the page (SVG that follows its theme) or as PNG."""
 
 import functools
+import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,16 @@ if TYPE_CHECKING:
 MAX_LINES = len(MARKERS)
 # Up to this many classes each cell says its count and share; up to the second, its count.
 SAID, COUNTED = 10, 25
+
+
+def warm_up() -> None:
+    """Import what draws, and what reads records: that takes over a second."""
+    for name in (
+        "pandas",
+        "matplotlib.figure",
+        *(f"matplotlib.backends.backend_{kind}" for kind in ("agg", "svg")),
+    ):
+        importlib.import_module(name)
 
 
 # --- for the page ---------------------------------------------------------------------------

@@ -1,10 +1,11 @@
 """`report.html`: one file that needs nothing else. All that it says is handed over here."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
@@ -16,6 +17,9 @@ from graft.report.intervals import CLEAR, Estimate
 from graft.report.search import Search
 from graft.report.select import ranked, why_not_comparable
 from graft.report.sweep import Sweep, completed
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 TEMPLATE = "page.html.j2"
 
@@ -39,6 +43,12 @@ def page(
         rows: of results.csv.
         searched: what a search learned; None where the sweep was none.
     """
+    context = _context(sweep, rows) | {"searched": _search(sweep, searched)}
+    return _template().render(**context)
+
+
+@functools.cache
+def _template() -> "Template":
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -53,8 +63,13 @@ def page(
         "seconds": words.seconds, "p_value": words.p_value, "verdict": words.verdict,
         "difference": words.difference, "breakable": _breakable,
     }  # fmt: skip
-    context = _context(sweep, rows) | {"searched": _search(sweep, searched)}
-    return environment.get_template(TEMPLATE).render(**context)
+    return environment.get_template(TEMPLATE)
+
+
+def warm_up() -> None:
+    """What a first page takes longer for, and nothing of any sweep is needed for."""
+    figures.warm_up()
+    _template()
 
 
 def _context(sweep: Sweep, rows: Sequence[Mapping[str, object]]) -> dict[str, Any]:

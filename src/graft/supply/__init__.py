@@ -7,6 +7,6 @@ what `graft.plan` makes of sizes and times; it is said in one line, and kept in 
 from graft.supply.batches import as_input
 from graft.supply.forecast import Forecast, forecast
 from graft.supply.origin import Origin
-from graft.supply.supply import Supply, supply, trunk_settings
+from graft.supply.supply import Supply, supply
 
-__all__ = ["Forecast", "Origin", "Supply", "as_input", "forecast", "supply", "trunk_settings"]
+__all__ = ["Forecast", "Origin", "Supply", "as_input", "forecast", "supply"]

@@ -1,13 +1,12 @@
 """A supply of batches for one array of runs, and the decision what it is made from."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from graft.config import RunConfig, to_dict
+from graft.config import RunConfig
 from graft.data import Examples
 from graft.data.batches import batches, order
 from graft.fit.loop import Batch
@@ -119,11 +118,3 @@ def supply(
         forget_pictures()  # nobody needs the pictures any more
     trunk = Trunk(rest, config.activations)
     return Supply(config, examples, FromStore(config, activations), trunk, origin)
-
-
-def trunk_settings(config: RunConfig) -> dict[str, Any]:
-    """What two runs must agree in to be fed from the same pictures through the same weights."""
-    values = to_dict(config)
-    names = ("dataset", "image_size", "augmentation", "precision", "activations", "device", "cache")
-    model = {k: v for k, v in values["model"].items() if k not in ("dropout", "head_seed")}
-    return {**{name: values[name] for name in names}, "model": model}

@@ -4,12 +4,10 @@ asked.py    a run that was asked for
 check.py    what can be known to be wrong before training
 driver.py   the process that holds the sweep: writes down, follows, finishes
 follow.py   its thread that sends MLflow what is new and has figures drawn
-work.py     what a worker does with one array: train, and leave files
+work.py     what a worker does with one array: train, and leave files; it alone needs PyTorch
 """
 
-from graft.fit.learner import Judge
-from graft.sweep.asked import Asked, folder_of
+from graft.sweep.asked import Asked, Value, folder_of
 from graft.sweep.driver import Driver, Prepared, prepare
-from graft.sweep.work import Value, run_array
 
-__all__ = ["Asked", "Driver", "Judge", "Prepared", "Value", "folder_of", "prepare", "run_array"]
+__all__ = ["Asked", "Driver", "Prepared", "Value", "folder_of", "prepare"]

@@ -1,10 +1,16 @@
-"""A run that was asked for."""
+"""A run that was asked for, and what it came to."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from graft.config import RunConfig
+from graft.errors import RecordError
+from graft.identity import run_identity
+from graft.record import Record, read_run
+
+# What a run came to, as a sweeper takes it: the metric that selects, or what a search looks for.
+Value = float | list[float]
 
 
 @dataclass(frozen=True)
@@ -31,3 +37,32 @@ class Asked:
 def folder_of(config: RunConfig) -> Path:
     """Of the sweep."""
     return Path(config.output_dir).absolute() / config.sweep.name
+
+
+def finished(asked: Asked) -> Record | None:
+    """The record of a run that has been trained, with these settings, to its end."""
+    try:
+        found = read_run(asked.folder)
+    except RecordError:
+        return None
+    if not found.is_completed or found.info["identity"] != run_identity(asked.config):
+        return None
+    return found
+
+
+def value(asked: Asked, done: Record) -> Value:
+    """The selection metric at the best epoch; with `sweep.objectives`, a value for each of them."""
+    names = asked.config.sweep.objectives
+    if names:
+        return [_objective(done, name) for name in names]
+    return _objective(done, str(done.info["metric"]))
+
+
+def _objective(done: Record, name: str) -> float:
+    # As it is, to be maximised or minimised: minus a loss would hide what it is.
+    if name == "seconds":
+        return float(done.info["timings_s"]["total"])
+    if name == "trainable_parameters":
+        return float(done.info["parameters"]["trainable"])
+    row = done.epochs.iloc[int(done.info["best_epoch"]) - 1]
+    return float(row[name])

@@ -5,12 +5,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from graft import backbones, record, train
+from graft import backbones, record
 from graft.config import RunConfig, to_dict
 from graft.dataset import LoadedDataset, load_dataset
 from graft.errors import BadRequest, ConfigError, RecordError
 from graft.identity import NOT_RESULT, run_identity
 from graft.record import read_run
+from graft.settings import resolve
 from graft.sweep.asked import Asked
 
 log = logging.getLogger("graft")
@@ -48,7 +49,7 @@ def checked(asked: Sequence[Asked]) -> tuple[list[Asked], list[Asked]]:
 
 def _resolved(asked: Asked, problems: list[str]) -> Asked | None:
     try:
-        return Asked(asked.name, asked.choices, train.resolve(asked.config))
+        return Asked(asked.name, asked.choices, resolve(asked.config))
     except BadRequest as error:
         problems.append(str(error))
         return None

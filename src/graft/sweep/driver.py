@@ -10,15 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from graft import backbones, record, train
+from graft import record
+from graft.catalog import find
 from graft.config import RunConfig, to_dict
 from graft.errors import ConfigError, RecordError
 from graft.identity import run_identity
 from graft.lock import Lock, Locked, held_by
 from graft.record import LOCK, Record, read_json, read_run, read_runs, readable_runs, write_json
 from graft.report.__main__ import print_table, write_report
-from graft.sweep import work
-from graft.sweep.asked import Asked, folder_of
+from graft.settings import array_key, resolve, trunk_key
+from graft.sweep.asked import Asked, Value, finished, folder_of, value
 from graft.sweep.check import checked
 from graft.sweep.follow import Follower
 from graft.tracking import Off, SweepTracking
@@ -42,7 +43,7 @@ class Prepared:
     """
 
     arrays: Sequence[Sequence[int]]
-    done: Mapping[int, work.Value]
+    done: Mapping[int, Value]
     lengths: Mapping[int, float] = field(default_factory=dict)
 
 
@@ -85,8 +86,8 @@ class Driver:
         for one in replaced:
             (one.folder / record.RUN).unlink(missing_ok=True)
         _write_down(self.folder, asked, command)
-        done = {place: work.value(one, found) for place, one in enumerate(asked)
-                if (found := work.finished(one)) is not None}  # fmt: skip
+        done = {place: value(one, found) for place, one in enumerate(asked)
+                if (found := finished(one)) is not None}  # fmt: skip
         arrays = arrays_of(asked, done)
         if self._follower is None:  # else these are more runs of a search
             _say(asked, arrays, done)
@@ -115,6 +116,8 @@ class Driver:
         _close_unfinished(
             self.folder, "interrupted" if is_interrupted else "ended without a result"
         )
+        if self._follower is not None:
+            self._follower.look_last()  # figures are drawn, and sent, beside the report
         rows = write_report(self.folder)
         print_table(rows, self.folder)
         if self._follower is not None:
@@ -175,22 +178,22 @@ def prepare(
     return driver, driver.begin(resolved, replaced, command)
 
 
-def arrays_of(asked: Sequence[Asked], done: Mapping[int, work.Value]) -> list[list[int]]:
+def arrays_of(asked: Sequence[Asked], done: Mapping[int, Value]) -> list[list[int]]:
     """Positions of the runs that are trained together, in arrays, in the order of their firsts."""
     found: dict[str, list[int]] = {}
     for place, run in enumerate(asked):
         if place not in done:
-            found.setdefault(train.array_key(run.config), []).append(place)
+            found.setdefault(array_key(run.config), []).append(place)
     return list(found.values())
 
 
 def _length(one: Asked) -> float:
-    blocks = backbones.find(one.config.model.name).blocks
+    blocks = find(one.config.model.name).blocks
     return float(one.config.epochs * len(one.config.strategy.trainable(list(blocks))))
 
 
 def _say(
-    asked: Sequence[Asked], arrays: Sequence[Sequence[int]], done: Mapping[int, work.Value]
+    asked: Sequence[Asked], arrays: Sequence[Sequence[int]], done: Mapping[int, Value]
 ) -> None:
     left = len(asked) - len(done)
     if done and left:
@@ -218,11 +221,16 @@ def _write_down(folder: Path, asked: Sequence[Asked], command: str) -> None:
             "runs": list(runs.values()),
         }
         write_json(folder / record.SWEEP, values)
-        shared = (read_json(folder / work.PLAN) or {}).get("trunks", {})
-        shared |= {key: _plain(config) for key, config in work.trunks(asked).items()}
-        write_json(folder / work.PLAN, {"format": record.FORMAT, "trunks": shared})
+        shared = (read_json(folder / record.PLAN) or {}).get("trunks", {})
+        shared |= {key: _plain(config) for key, config in _trunks(asked).items()}
+        write_json(folder / record.PLAN, {"format": record.FORMAT, "trunks": shared})
     # Hydra's copy of the same, with any password in it.
     (folder / "multirun.yaml").unlink(missing_ok=True)
+
+
+def _trunks(asked: Sequence[Asked]) -> Mapping[str, RunConfig]:
+    """One run for each strategy and trunk of a sweep, by `trunk_key`."""
+    return {trunk_key(one.config): one.config for one in reversed(asked)}
 
 
 def _known(folder: Path) -> dict[str, Any]:
@@ -269,7 +277,7 @@ def _empty(one: Asked) -> dict[str, Any]:
     """The record of a run that has not even begun to write one."""
     return {
         "format": record.FORMAT, "run": one.name, "status": "running", "reason": None,
-        "identity": run_identity(train.resolve(one.config)), "choices": dict(one.choices),
+        "identity": run_identity(resolve(one.config)), "choices": dict(one.choices),
         "classes": [], "metric": one.config.metric, "best_epoch": None, "parameters": None,
         "weights": None, "trunk": None, "split": {}, "data_digest": None, "notes": [],
         "skipped": [], "attempts": 1, "resumed_after": [], "timings_s": {},

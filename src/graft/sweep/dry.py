@@ -22,8 +22,7 @@ from graft.network import Network
 from graft.plan import gigabytes
 from graft.progress import span
 from graft.supply import Forecast, as_input, forecast
-from graft.sweep import work
-from graft.sweep.asked import Asked, folder_of
+from graft.sweep.asked import Asked, finished, folder_of, value
 from graft.sweep.check import checked
 from graft.sweep.driver import arrays_of
 from graft.trunk.cut import Cut, cut
@@ -62,8 +61,8 @@ def show(asked: Sequence[Asked], slots: Sequence[str]) -> None:
     """
     resolved, replaced = checked(asked)
     again = {one.name for one in replaced}
-    done = {place: work.value(one, found) for place, one in enumerate(resolved)
-            if one.name not in again and (found := work.finished(one)) is not None}  # fmt: skip
+    done = {place: value(one, found) for place, one in enumerate(resolved)
+            if one.name not in again and (found := finished(one)) is not None}  # fmt: skip
     arrays = arrays_of(resolved, done)
     where = f"{len(slots)} slots ({', '.join(slots)})" if len(slots) > 1 else "one slot"
     print(f"dry run of {folder_of(asked[0].config)}: nothing is started")

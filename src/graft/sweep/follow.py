@@ -6,11 +6,13 @@ by one process for all of them, and the figures of a run that has ended are draw
 
 import functools
 import logging
+import sys
 import threading
 from pathlib import Path
 
 from graft.errors import RecordError
-from graft.record import RUN, Record, read_run, readable_runs
+from graft.record import EPOCHS, RUN, Record, read_run, readable_runs
+from graft.report import page
 from graft.report.drawing import FOLDER as FIGURES
 from graft.report.drawing import Drawing
 from graft.tracking import Off, SweepTracking
@@ -32,15 +34,22 @@ class Follower:
             if one.info["status"] == "pruned":
                 self._is_new(one.path / RUN)  # an earlier driver has seen it
         self._seen_once: set[str] = set()
+        self._is_warm = False
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._work, name="follower", daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
-        """Returns when all that is in the folder has been looked at, and all figures are drawn."""
+    def look_last(self) -> None:
+        """Look at all that is in the folder: nothing comes after it. What is asked for by it, such
+        as figures, is done in the background."""
         self._is_over.set()
         self._thread.join()
         self._look(is_last=True)
+
+    def stop(self) -> None:
+        """Returns when all that is in the folder has been looked at, and all figures are drawn."""
+        if not self._is_over.is_set():
+            self.look_last()
         self._drawing.finish()
         for one in _completed(self._folder):
             if not (one.path / FIGURES).exists():  # an earlier start was killed
@@ -55,6 +64,9 @@ class Follower:
                 log.debug("following %s", self._folder, exc_info=True)
 
     def _look(self, *, is_last: bool = False) -> None:
+        if not (is_last or self._is_warm) and any(self._folder.glob(f"*/{EPOCHS}")):
+            self._is_warm = True
+            self._warm_up()
         for path in self._tracking.letters():
             if self._is_new(path):
                 self._tracking.follow(path)
@@ -84,6 +96,12 @@ class Follower:
         self._ended.add(found.name)
         tell = functools.partial(self._tracking.end, found)
         self._drawing.add(found, tell, self._tracking.aside)
+
+    def _warm_up(self) -> None:
+        """Import what the end of the sweep takes, while runs train in other processes."""
+        if "graft.train" not in sys.modules:  # else they train here, and would wait for it
+            page.warm_up()
+        self._drawing.warm_up(self._tracking.aside)
 
     def _is_new(self, path: Path, *, is_last: bool = False) -> bool:
         try:

@@ -14,17 +14,13 @@ from graft.data.raw import SHOWN, listed
 from graft.dataset import load_dataset
 from graft.errors import Pruned, RecordError, RunError
 from graft.fit.learner import Judge
-from graft.identity import run_identity
 from graft.record import Record, read_json, read_run
 from graft.run import Member, Outcome
-from graft.sweep.asked import Asked
+from graft.settings import resolve, trunk_key
+from graft.sweep.asked import Asked, Value, finished, value
 from graft.tracking import OffRun, RunTracking, run_tracking
 
 log = logging.getLogger("graft")
-
-
-# What a run came to, as a sweeper takes it: the metric that selects, or what a search looks for.
-Value = float | list[float]
 
 
 def run_array(
@@ -40,7 +36,7 @@ def run_array(
         Of each its value, or what ended it (`Pruned`, if it was its judge); the record and the log
         say so too.
     """
-    resolved = [replace(one, config=train.resolve(one.config)) for one in asked]
+    resolved = [replace(one, config=resolve(one.config)) for one in asked]
     outcomes: dict[str, Value | Exception] = {}
     left = []
     for one in resolved:
@@ -53,35 +49,6 @@ def run_array(
     if left:
         outcomes |= _trained(left, slot, judges)
     return [outcomes[one.name] for one in asked]
-
-
-def finished(asked: Asked) -> Record | None:
-    """The record of a run that has been trained, with these settings, to its end."""
-    try:
-        found = read_run(asked.folder)
-    except RecordError:
-        return None
-    if not found.is_completed or found.info["identity"] != run_identity(asked.config):
-        return None
-    return found
-
-
-def value(asked: Asked, done: Record) -> Value:
-    """The selection metric at the best epoch; with `sweep.objectives`, a value for each of them."""
-    names = asked.config.sweep.objectives
-    if names:
-        return [_objective(done, name) for name in names]
-    return _objective(done, str(done.info["metric"]))
-
-
-def _objective(done: Record, name: str) -> float:
-    # As it is, to be maximised or minimised: minus a loss would hide what it is.
-    if name == "seconds":
-        return float(done.info["timings_s"]["total"])
-    if name == "trainable_parameters":
-        return float(done.info["parameters"]["trainable"])
-    row = done.epochs.iloc[int(done.info["best_epoch"]) - 1]
-    return float(row[name])
 
 
 def _trained(
@@ -196,16 +163,9 @@ def _scores(done: Record) -> dict[str, float]:
 
 # --- what the sweep shares ------------------------------------------------------------------
 
-PLAN = "plan.json"
-
 
 def _beside(asked: Asked) -> list[RunConfig]:
     """One run for each strategy and trunk of the sweep but the one of this array."""
-    own = train.trunk_key(asked.config)
-    trunks = (read_json(asked.folder.parent / PLAN) or {}).get("trunks", {})
-    return [train.resolve(from_dict(config)) for key, config in trunks.items() if key != own]
-
-
-def trunks(asked: Sequence[Asked]) -> Mapping[str, RunConfig]:
-    """One run for each strategy and trunk of a sweep, by `train.trunk_key`."""
-    return {train.trunk_key(one.config): one.config for one in reversed(asked)}
+    own = trunk_key(asked.config)
+    trunks = (read_json(asked.folder.parent / record.PLAN) or {}).get("trunks", {})
+    return [resolve(from_dict(config)) for key, config in trunks.items() if key != own]
