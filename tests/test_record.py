@@ -1,6 +1,7 @@
 """The folder of a run: what is written comes back, whole or not at all."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import torch
 from graft.errors import RecordError
 from graft.record import (
     CHECKPOINT,
+    CONFIG,
     PREDICTIONS,
     RUN,
     Predictions,
@@ -79,6 +81,33 @@ def test_a_damaged_record_is_an_error_that_names_it(tmp_path: Path, text: str) -
     (tmp_path / RUN).write_text(text)
     with pytest.raises(RecordError, match=r"run\.json is missing or damaged"):
         read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "", "~", "y", "1e-3", "0x1", "a: b #c", " a", "a\tb\n c ", "x y " * 99,
+        "\x00\x07\x85\u2028\ufeff",
+        "caf\xe9 \N{SLIGHTLY SMILING FACE}",
+        "caf\udce9.csv",  # a name that is not UTF-8, as Python has it
+        1e-3, 1e16, 1e30, 0.1 + 0.2, float("inf"), 10**30, True, None, [], {},
+        [[1, {"a": []}], "-"],
+    ],
+)  # fmt: skip
+def test_a_configuration_comes_back(tmp_path: Path, value: Any) -> None:
+    config = {"a": value, "b": {"c": [value]}}
+    folder = RunFolder(tmp_path)
+    folder.write_config(config)
+    folder.write_run({"status": "completed"})
+    assert read_run(folder.path).config == config
+
+
+@pytest.mark.parametrize("content", [b"", b"a: [1", b"- 1", b"a: \xff", b"\x00", b"a: b: c"])
+def test_a_damaged_configuration_is_an_error_that_names_it(tmp_path: Path, content: bytes) -> None:
+    RunFolder(tmp_path).write_run({"status": "completed"})
+    (tmp_path / CONFIG).write_bytes(content)
+    with pytest.raises(RecordError, match=r"config\.yaml is damaged"):
+        _ = read_run(tmp_path).config
 
 
 def test_a_record_of_a_newer_version_is_refused(tmp_path: Path) -> None:

@@ -56,10 +56,6 @@ PLAN, SEARCH, BEST, FIGURES = "plan.json", "search.json", "experiment/best.yaml"
 # A run ends in one of these. "running" is what a killed run leaves behind.
 STATUSES = ("running", "completed", "pruned", "failed", "timed_out", "diverged", "skipped")
 
-# In C where PyYAML was built with it: ten times as fast, and a sweep has many of them.
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-
 _NOT_CLASSES = ("id", "split", "label", "score")
 
 
@@ -115,7 +111,7 @@ class RunFolder:
         shutil.rmtree(self.path / RESUME, ignore_errors=True)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        text = yaml.dump(dict(config), Dumper=_DUMPER, sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
         text = without_password(text)
         write_whole(self.path / CONFIG, lambda part: part.write_text(text, encoding="utf-8"))
 
@@ -179,7 +175,13 @@ class Record:
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
-        return dict(yaml.load(self._file(CONFIG).read_bytes(), Loader=_LOADER))
+        path = self._file(CONFIG)
+        found = None
+        with suppress(UnicodeDecodeError, yaml.YAMLError):
+            found = _loaded(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise RecordError(f"{path} is damaged.")
+        return found
 
     @cached_property
     def epochs(self) -> "pd.DataFrame":
@@ -218,6 +220,16 @@ class Record:
         if not path.is_file():
             raise RecordError(f"{self.path} has no {name}: this run is not complete.")
         return path
+
+
+def _loaded(text: str) -> Any:
+    # In C where PyYAML was built with it: ten times as fast, and a sweep has many of them. It does
+    # not know the names of files that are not UTF-8, as Python writes them.
+    fast = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        return yaml.load(text, Loader=fast)
+    except yaml.YAMLError:
+        return yaml.safe_load(text)
 
 
 def read_run(path: Path) -> Record:
