@@ -472,6 +472,28 @@ def test_the_catalog_names_the_published_files(backbone: Backbone, hub: Path) ->
         assert hub == Path(torch.hub.get_dir()) / "checkpoints"
 
 
+@pytest.mark.parametrize("cache", [None, "", "cache", "~/cache"])
+@pytest.mark.parametrize("home", [None, "", "home", "~/home", "~nobody-of-that-name/home"])
+def test_published_weights_are_looked_for_where_torch_does(
+    home: str | None, cache: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    for name, value in (("TORCH_HOME", home), ("XDG_CACHE_HOME", cache)):
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    looked_at: list[Path] = []
+    monkeypatch.setattr(backbones, "_verified", lambda path, *args: looked_at.append(path))
+    published = find("resnet18")
+    path = Path(torch.hub.get_dir(), "checkpoints", published.file)
+    path.parent.mkdir(parents=True)
+    path.touch()
+    backbones._is_published(published)
+    assert looked_at == [path]
+
+
 @pytest.mark.parametrize("home", ["TORCH_HOME", "XDG_CACHE_HOME", "HOME"])
 def test_published_weights_are_known_by_their_digest_without_being_read(
     home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

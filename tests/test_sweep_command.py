@@ -201,10 +201,14 @@ print("driver:", code, [name for name in ("torch", "torchvision") if name in sys
 """
 
 
-@pytest.mark.skipif(machine.device("auto") != "cpu", reason="PyTorch is asked which GPU it is")
 @pytest.mark.parametrize("device", ["auto", "cpu"])
-def test_a_driver_needs_no_pytorch_from_the_check_to_the_report(home: Home, device: str) -> None:
+def test_a_driver_needs_no_pytorch_from_the_check_to_the_report(
+    home: Home, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Decision 0017. With weights: the package's, which are checked."""
+    monkeypatch.delitem(sys.modules, "torch")
+    if device == "auto" and machine._may_have_gpu():
+        pytest.skip("PyTorch is asked whether this machine's GPU can be used")
     asked = (
         "model=efficientnet_lite0", "model.weights=imagenet", f"device={device}", "epochs=1",
         "strategy=head_only,fine_tune", "sweep.name=s",
@@ -265,6 +269,22 @@ def test_the_last_figures_are_drawn_in_the_background(
     assert len(list((tmp_path / "run" / "figures").iterdir())) == 4
 
 
+def test_a_last_look_that_fails_is_taken_again(
+    tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The report comes first; figures that cannot be asked for must not cost it."""
+    config = train.resolve(tiny_config)
+    follower = Follower(tmp_path, Off())
+    train.train(config, tmp_path / "run", train.load_dataset(config))
+    with monkeypatch.context() as patched:
+        patched.setattr(Drawing, "add", lambda *args: 1 / 0)
+        follower.look_last()
+        with pytest.raises(ZeroDivisionError):
+            follower.stop()
+    follower.stop()
+    assert (tmp_path / "run" / "figures" / "roc.png").is_file()
+
+
 @pytest.mark.parametrize("trains_here", [True, False])
 def test_what_the_end_imports_is_imported_once_runs_train_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trains_here: bool
@@ -275,6 +295,8 @@ def test_what_the_end_imports_is_imported_once_runs_train_elsewhere(
     monkeypatch.setattr(Drawing, "warm_up", lambda self, aside: called.append("drawing"))
     if not trains_here:
         monkeypatch.delitem(sys.modules, "graft.train")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / EPOCHS).write_text("epoch\n1\n")  # of an earlier start
     follower = Follower(tmp_path, Off())
     time.sleep(0.1)
     assert not called  # nothing is trained yet

@@ -193,11 +193,12 @@ def test_pytorch_is_asked_for_a_device_only_where_there_may_be_a_gpu(
 @pytest.mark.parametrize(
     ("precision", "said"), [("float16", "needs a GPU"), ("tf32", "needs an NVIDIA GPU")]
 )
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])
 def test_a_precision_that_a_cpu_has_not_is_refused(
-    tiny_config: RunConfig, precision: Any, said: str
+    tiny_config: RunConfig, precision: Any, said: str, device: str
 ) -> None:
     with pytest.raises(ConfigError, match=f"precision={precision} {said}"):
-        train.resolve(replace(tiny_config, precision=precision))
+        train.resolve(replace(tiny_config, precision=precision, device=device))
 
 
 def test_many_classes_have_a_score_each(

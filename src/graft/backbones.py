@@ -87,14 +87,21 @@ def _is_published(backbone: Backbone) -> bool:
     """
     if backbone.weights is None:
         path = _packaged_file()
-    else:  # as torch.hub.get_dir() has it
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-        home = Path(os.environ.get("TORCH_HOME") or caches / "torch").expanduser()
-        path = home / "hub" / "checkpoints" / backbone.file
+    else:  # as torch.hub.get_dir() has it, to the letter
+        caches = os.getenv("XDG_CACHE_HOME", "~/.cache")
+        home = os.path.expanduser(os.getenv("TORCH_HOME", os.path.join(caches, "torch")))
+        path = Path(home, "hub", "checkpoints", backbone.file)
     try:
-        return path.name == backbone.file and weights.verify(path)
+        status = path.stat()
+        return path.name == backbone.file and _verified(path, status.st_mtime_ns, status.st_size)
     except (OSError, WeightsError):  # `build` says what is wrong with it
         return False
+
+
+@functools.lru_cache(maxsize=8)
+def _verified(path: Path, changed_ns: int, size: int) -> bool:
+    """A search checks every trial; half a gigabyte takes half a second."""
+    return weights.verify(path)
 
 
 # --- building -------------------------------------------------------------------------------

@@ -64,12 +64,23 @@ def device(name: str) -> str:
 
 
 def _may_have_gpu() -> bool:
-    """Whether PyTorch, which takes two seconds to import, has to be asked.
+    """Whether PyTorch, which takes two seconds to import, has to be asked."""
+    if "torch" in sys.modules or sys.platform != "linux":
+        return True
+    # The driver of NVIDIA, or of AMD; in a guest of Windows; of a board. Without X a node of
+    # NVIDIA's may only be made when somebody first asks for the GPU: then the bus tells.
+    signs = ("/dev/nvidiactl", "/proc/driver/nvidia", "/dev/kfd", "/dev/dxg", "/dev/nvhost-gpu")
+    if any(Path(sign).exists() for sign in signs):
+        return True
+    vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
+    return any(_read(vendor).strip() in ("0x10de", "0x1002") for vendor in vendors)
 
-    On Linux a GPU that it can use has a node here: NVIDIA's, AMD's, or Windows' for its guest.
-    """
-    nodes = ("nvidiactl", "nvidia0", "kfd", "dxg", "nvhost-gpu", "nvmap")
-    return sys.platform != "linux" or any(Path("/dev", node).exists() for node in nodes)
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def has_tf32(device: str) -> bool:

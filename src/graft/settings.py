@@ -32,7 +32,7 @@ def resolve(config: RunConfig) -> RunConfig:
                 f"{', each above 0' if key == 'std' else ''}."
             )
     device = machine.device(config.device)
-    if config.precision == "float16" and device == "cpu":
+    if config.precision == "float16" and device.startswith("cpu"):
         raise ConfigError("precision=float16 needs a GPU. Use float32, or bfloat16, on a CPU.")
     if config.precision == "tf32" and not machine.has_tf32(device):
         raise ConfigError(

@@ -1,13 +1,19 @@
 """Figures are drawn in another process, and are there when they are wanted."""
 
+import filecmp
 import logging
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import matplotlib
 import pytest
 
+from graft.aside import Aside
 from graft.record import read_runs
+from graft.report import figures
 from graft.report.drawing import FOLDER, Drawing
 
 NAMES = ["accuracy.png", "confusion.png", "loss.png", "roc.png"]
@@ -49,3 +55,42 @@ def test_what_cannot_be_drawn_is_said_once(binary: Any, caplog: pytest.LogCaptur
         drawing.finish()
     assert sorted(told) == sorted(one.name for one in records)
     assert [record.getMessage()[:20] for record in caplog.records] == ["The figures of a run"]
+
+
+def test_figures_for_a_folder_and_for_the_page_may_be_drawn_at_once(
+    binary: Any, tmp_path: Path
+) -> None:
+    """matplotlib's settings are of the whole process: one's colours must not be the other's."""
+    record = read_runs(binary.path)[0]
+    styles = {record.name: 0}
+    before = dict(matplotlib.rcParams)
+    figures.run_figures(record, tmp_path / "alone")
+    alone = figures.curves([record], styles)
+
+    def pngs(number: int) -> bool:
+        folder = tmp_path / str(number)
+        figures.run_figures(record, folder)
+        names = [path.name for path in folder.iterdir()]
+        return not filecmp.cmpfiles(tmp_path / "alone", folder, names, shallow=False)[1]
+
+    with ThreadPoolExecutor(2) as pool:
+        drawn = pool.map(pngs, range(8))
+        assert all(figures.curves([record], styles) == alone for _ in range(8))
+        assert all(drawn)
+    assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize("has_process", [True, False])
+def test_what_draws_may_be_imported_in_advance(binary: Any, has_process: bool) -> None:
+    """In the process that is there, or else in one for figures."""
+    record = read_runs(binary.path)[0]
+    aside = Aside() if has_process else None
+    drawing = Drawing()
+    drawing.warm_up(aside)
+    drawing._waiting.join()
+    process = aside or drawing._own
+    assert process is not None and (drawing._own is None) is has_process
+    drawing.add(record, lambda: None, aside)
+    drawing.finish()
+    assert found(record) == NAMES
+    process.end()

@@ -75,12 +75,12 @@ def frozen(module: nn.Module, sizes: Sequence[int] = (4,), must_be_equal: bool =
 @pytest.mark.parametrize(
     ("count", "parts"),
     [
-        # a short part is filled up to 4, and held against itself as it is
-        (1, [4, 1]), (3, [4, 3]), (4, [4]), (5, [4, 4, 1]), (6, [4, 4, 2]), (8, [8]),
-        (12, [8, 4]), (13, [8, 4, 4, 1]), (17, [8, 8, 4, 1]),
+        # made-up pictures, as few and filled up to 4, tell whether that makes a difference
+        (1, [1, 4, 1]), (3, [3, 4, 3]), (4, [4]), (5, [4, 1, 4, 1]), (6, [4, 2, 4, 2]), (8, [8]),
+        (12, [8, 4]), (13, [8, 4, 1, 4, 1]), (17, [8, 8, 1, 4, 1]),
     ],
 )  # fmt: skip
-def test_what_is_left_over_is_run_as_if_it_were_more(count: int, parts: list[int]) -> None:
+def test_what_is_left_over_is_tried_in_its_number_once(count: int, parts: list[int]) -> None:
     module, x = Watched(), pictures(count)
     one = frozen(module, (4, 8))
     one.pace.seconds = {4: 2.0, 8: 1.0}
@@ -96,7 +96,7 @@ def test_a_part_smaller_than_the_usual_one_is_filled_up_to_no_more_than_itself()
     one = frozen(module, (4, 2))
     one.pace.seconds = {4: 2.0, 2: 1.0}
     assert torch.equal(one(x)[0], 2 * x)
-    assert module.sizes == [2, 2, 2, 1]
+    assert module.sizes == [2, 2, 1, 2, 1]
 
 
 class WrongInShort(Watched):
@@ -108,7 +108,8 @@ class WrongInShort(Watched):
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         (out,) = super().forward(x)
-        return (torch.nextafter(out, out + 1) if len(x) < self.least else out,)
+        is_other = len(x) < self.least and bool(x.any())  # of zeros they cannot be seen
+        return (torch.nextafter(out, out + 1) if is_other else out,)
 
 
 @pytest.mark.parametrize("num_lanes", [1, 2])
@@ -121,11 +122,28 @@ def test_kernels_that_round_otherwise_for_few_pictures_change_nothing(num_lanes:
     assert sum(n < 4 for n in module.sizes) == 3  # each was tried once
 
 
+def test_black_pictures_tell_nothing_of_others() -> None:
+    one = frozen(WrongInShort(least=4))
+    for x in (torch.zeros(3, 3, 8, 8), pictures(3)):
+        assert torch.equal(one(x)[0], 2 * x)
+    one = frozen(WrongInShort(least=4), (4, 2))
+    black, x = torch.zeros(16, 3, 8, 8), pictures(16)
+    for each in (black, black, x, x):
+        assert torch.equal(one.tried(each)[0], 2 * each)
+    assert one.pace.seconds[2] == float("inf")
+
+
+def test_what_is_made_up_draws_from_no_generator_of_others() -> None:
+    state = torch.get_rng_state()
+    frozen(Watched())(pictures(3))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_on_a_gpu_only_a_lone_picture_is_filled_up() -> None:
     """To two; there another number rounds otherwise anyway."""
     module = WrongInShort(least=2)
     one = frozen(module, must_be_equal=False)
-    for count, parts in ((1, [2, 1]), (3, [3]), (5, [4, 2]), (6, [4, 2])):
+    for count, parts in ((1, [1, 2, 2]), (3, [3]), (5, [4, 2]), (6, [4, 2])):
         module.sizes.clear()
         x = pictures(count)
         assert torch.equal(one(x)[0], 2 * x)

@@ -6,6 +6,7 @@ The one place that draws with matplotlib's canvases. Colours in an SVG are names
 
 import io
 import re
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -87,8 +88,13 @@ def epoch_axis(axes: "Axes", last: int) -> None:
     axes.set_xlim(1 - margin, max(last, 1) + margin)
 
 
+# matplotlib's settings, and the filters of warnings, are those of the whole process.
+_STYLING = threading.RLock()
+
+
 @contextmanager
 def styled(colours: Colours) -> Iterator[None]:
+    """What is drawn in here has this look; by one thread at a time."""
     import matplotlib
 
     settings: dict[Any, Any] = {
@@ -103,7 +109,7 @@ def styled(colours: Colours) -> Iterator[None]:
         "xtick.labelcolor": colours.ink, "ytick.labelcolor": colours.ink, "svg.fonttype": "none",
         "svg.hashsalt": "graft", "path.simplify": True,
     }  # fmt: skip
-    with matplotlib.rc_context(settings), warnings.catch_warnings():
+    with _STYLING, matplotlib.rc_context(settings), warnings.catch_warnings():
         # A letter that the font lacks is drawn as a box in a PNG, and by the browser in an SVG.
         warnings.filterwarnings("ignore", message="(?s).*Glyph.*missing", category=UserWarning)
         warnings.filterwarnings("ignore", message=".*not applied", category=UserWarning)

@@ -1,7 +1,6 @@
 """The figures of runs that have ended, drawn in another process while the next runs train."""
 
 import atexit
-import contextlib
 import logging
 import queue
 import threading
@@ -37,17 +36,18 @@ class Drawing:
         Args:
             aside: a process that is there anyway; None: one for figures alone.
         """
-        self._waiting.put(_Given(record.path, then, aside))
+        self._put(_Given(record.path, then, aside))
+
+    def warm_up(self, aside: Aside | None) -> None:
+        """Have the process that will draw import what it takes; see `add`."""
+        self._put(_Given(None, lambda: None, aside))
+
+    def _put(self, given: "_Given") -> None:
+        self._waiting.put(given)
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="figures", daemon=True)
             self._thread.start()
             atexit.register(self.finish)
-
-    def warm_up(self, aside: Aside | None) -> None:
-        """Have a process that is there anyway import what draws."""
-        if aside is not None:
-            with contextlib.suppress(Gone, Busy):
-                aside.call_soon(PATIENCE_S, f"{__name__}:warm_up")
 
     def finish(self) -> None:
         """Until all is drawn; lends a hand, as nothing trains any more."""
@@ -56,7 +56,7 @@ class Drawing:
                 given = self._waiting.get_nowait()
             except queue.Empty:
                 break
-            self._drawn(given, lambda given: draw(given.folder))
+            self._drawn(given, _draw_here)
         self._waiting.join()
 
     def _work(self) -> None:
@@ -78,15 +78,22 @@ class Drawing:
         aside = given.aside
         if aside is None:
             aside = self._own = self._own or Aside()
+        function = "warm_up" if given.folder is None else "draw"
+        arguments = () if given.folder is None else (given.folder,)
         try:
-            aside.call_soon(PATIENCE_S, f"{__name__}:draw", given.folder)
+            aside.call_soon(PATIENCE_S, f"{__name__}:{function}", *arguments)
         except (Gone, Busy):
             self._own = None
-            draw(given.folder)
+            _draw_here(given)
+
+
+def _draw_here(given: "_Given") -> None:
+    if given.folder is not None:
+        draw(given.folder)
 
 
 class _Given(NamedTuple):
-    folder: Path
+    folder: Path | None
     then: Callable[[], None]
     aside: Aside | None
 

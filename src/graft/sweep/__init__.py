@@ -4,7 +4,8 @@ asked.py    a run that was asked for
 check.py    what can be known to be wrong before training
 driver.py   the process that holds the sweep: writes down, follows, finishes
 follow.py   its thread that sends MLflow what is new and has figures drawn
-work.py     what a worker does with one array: train, and leave files; it alone needs PyTorch
+work.py     what a worker does with one array: train, and leave files
+dry.py      what a sweep would do; it and work.py need PyTorch, the others do without
 """
 
 from graft.sweep.asked import Asked, Value, folder_of

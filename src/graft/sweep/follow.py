@@ -4,6 +4,7 @@ Workers write files and nothing else, wherever they run. What is new is sent to 
 by one process for all of them, and the figures of a run that has ended are drawn.
 """
 
+import contextlib
 import functools
 import logging
 import sys
@@ -34,22 +35,29 @@ class Follower:
             if one.info["status"] == "pruned":
                 self._is_new(one.path / RUN)  # an earlier driver has seen it
         self._seen_once: set[str] = set()
-        self._is_warm = False
+        self._is_warm = self._has_looked_last = False
+        self._old_epochs = self._epochs()  # of earlier starts
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._work, name="follower", daemon=True)
         self._thread.start()
 
     def look_last(self) -> None:
         """Look at all that is in the folder: nothing comes after it. What is asked for by it, such
-        as figures, is done in the background."""
+        as figures, is done in the background. What fails here is for `stop` to say."""
         self._is_over.set()
         self._thread.join()
-        self._look(is_last=True)
+        try:
+            self._look(is_last=True)
+            self._has_looked_last = True
+        except Exception:
+            log.debug("following %s", self._folder, exc_info=True)
 
     def stop(self) -> None:
         """Returns when all that is in the folder has been looked at, and all figures are drawn."""
-        if not self._is_over.is_set():
-            self.look_last()
+        self._is_over.set()
+        self._thread.join()
+        if not self._has_looked_last:
+            self._look(is_last=True)
         self._drawing.finish()
         for one in _completed(self._folder):
             if not (one.path / FIGURES).exists():  # an earlier start was killed
@@ -64,7 +72,7 @@ class Follower:
                 log.debug("following %s", self._folder, exc_info=True)
 
     def _look(self, *, is_last: bool = False) -> None:
-        if not (is_last or self._is_warm) and any(self._folder.glob(f"*/{EPOCHS}")):
+        if not (is_last or self._is_warm) and self._epochs() != self._old_epochs:
             self._is_warm = True
             self._warm_up()
         for path in self._tracking.letters():
@@ -96,6 +104,14 @@ class Follower:
         self._ended.add(found.name)
         tell = functools.partial(self._tracking.end, found)
         self._drawing.add(found, tell, self._tracking.aside)
+
+    def _epochs(self) -> dict[Path, int]:
+        """Where there are metrics of epochs, and when they were written."""
+        found = {}
+        for path in self._folder.glob(f"*/{EPOCHS}"):
+            with contextlib.suppress(OSError):
+                found[path] = path.stat().st_mtime_ns
+        return found
 
     def _warm_up(self) -> None:
         """Import what the end of the sweep takes, while runs train in other processes."""
