@@ -382,6 +382,21 @@ def test_a_follower_is_told_of_each_epoch_once_and_in_order(
             assert follower.rows == written
 
 
+def test_the_first_epoch_is_told_at_once_and_others_together(
+    tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "WRITE_S", 1000.0)
+    told: list[int] = []
+
+    class Counts:
+        def epochs(self, rows: Sequence[Mapping[str, float]]) -> None:
+            told.append(len(rows))
+
+    config = train.resolve(replace(tiny_config, epochs=4))
+    train_array([Member(config, tmp_path, followers=[Counts()])], train.load_dataset(config))
+    assert told == [1, 3]
+
+
 @pytest.mark.slow
 @WAYS
 def test_each_run_has_its_own_epochs_in_its_log_and_nobody_elses(

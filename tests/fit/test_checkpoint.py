@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tests.fit.plain import PlainNetwork
 from torch import nn
 
 from graft import weights
@@ -211,27 +212,12 @@ def test_an_optimizer_goes_on_bit_for_bit_in_the_order_of_memory(
     assert all(map(torch.equal, first.parameters(), second.parameters()))
 
 
-class Net:
-    """See `graft.fit.learner.Network`."""
-
-    def __init__(self) -> None:
-        torch.manual_seed(0)
-        self.module: nn.Module = nn.Sequential(
-            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Dropout(0.5), nn.Linear(128, 1)
-        ).to(memory_format=torch.channels_last)
-
-    def train(self) -> None:
-        self.module.train()
-
-    def eval(self) -> None:
-        self.module.eval()
-
-    def restore(self, path: Path) -> None:
-        raise NotImplementedError
-
-
 def new_learner(precision: str) -> Learner:
-    net = Net()
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Dropout(0.5), nn.Linear(128, 1)
+    )
+    net = PlainNetwork(module.to(memory_format=torch.channels_last))
     config = RunConfig(
         dataset=CsvDataset(csv="", images="", target=""), model=Model(name="resnet18"),
         strategy=HeadOnly(), optimizer=Adam(lr=1e-2), epochs=3, batch_size=16,

@@ -2,10 +2,10 @@
 
 import time
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
+from tests.fit.plain import PlainNetwork
 from torch import nn
 from torch.nn import functional as F
 
@@ -31,25 +31,9 @@ class Tail(nn.Module):
         return out
 
 
-class Net:
-    """See `graft.fit.learner.Network`."""
-
-    def __init__(self) -> None:
-        torch.manual_seed(0)
-        self.module: nn.Module = Tail()
-
-    def train(self) -> None:
-        self.module.train()
-
-    def eval(self) -> None:
-        self.module.eval()
-
-    def restore(self, path: Path) -> None:
-        raise NotImplementedError
-
-
 def new_learner(seed: int) -> Learner:
-    net = Net()
+    torch.manual_seed(0)
+    net = PlainNetwork(Tail())
     config = RunConfig(
         dataset=CsvDataset(csv="", images="", target=""), model=Model(name="resnet18"),
         strategy=HeadOnly(), optimizer=Adam(lr=1e-2), seed=seed,

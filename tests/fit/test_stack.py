@@ -4,11 +4,11 @@ import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.fit.plain import PlainNetwork
 from torch import fx, nn
 
 from graft import backbones
@@ -98,22 +98,6 @@ def recipes(first: Recipe, count: int) -> list[Recipe]:
 # --- a run: its network, its data, its end ----------------------------------------------------
 
 
-@dataclass
-class Net:
-    """See `graft.fit.learner.Network`."""
-
-    module: nn.Module
-
-    def train(self) -> None:
-        self.module.train()
-
-    def eval(self) -> None:
-        self.module.eval()
-
-    def restore(self, path: Path) -> None:
-        raise NotImplementedError
-
-
 def new_head(recipe: Recipe, inputs: int = INPUTS) -> nn.Module:
     hidden = 2 * inputs
     with torch.random.fork_rng():
@@ -130,7 +114,7 @@ def learner(recipe: Recipe, inputs: int = INPUTS) -> Learner:
     module = new_head(recipe, inputs)
     weights = torch.linspace(0.5, 2.0, max(2, recipe.outputs)) if recipe.weights else None
     return Learner(
-        "", recipe.config, Net(module), fx.symbolic_trace(module),
+        "", recipe.config, PlainNetwork(module), fx.symbolic_trace(module),
         steps_per_epoch=len(batches(recipe, inputs)), device=torch.device("cpu"),
         class_weights=weights,
     )  # fmt: skip

@@ -54,15 +54,16 @@ class Paced(Watched):
 
 
 class Sized(Watched):
-    """Other bits in parts of more than `largest` pictures, as a kernel of a library may have."""
+    """Other bits in parts of too few or too many pictures, as a kernel of a library may have."""
 
-    def __init__(self, largest: int) -> None:
+    def __init__(self, least: int = 0, largest: int = 1000) -> None:
         super().__init__()
-        self.largest = largest
+        self.usual = range(least, largest + 1)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         (out,) = super().forward(x)
-        return (torch.nextafter(out, out + 1) if len(x) > self.largest else out,)
+        is_other = len(x) not in self.usual and bool(x.any())  # of zeros they cannot be seen
+        return (torch.nextafter(out, out + 1) if is_other else out,)
 
 
 def frozen(module: nn.Module, sizes: Sequence[int] = (4,), must_be_equal: bool = True) -> Frozen:
@@ -99,22 +100,9 @@ def test_a_part_smaller_than_the_usual_one_is_filled_up_to_no_more_than_itself()
     assert module.sizes == [2, 2, 1, 2, 1]
 
 
-class WrongInShort(Watched):
-    """Other bits in parts of fewer than `least` pictures."""
-
-    def __init__(self, least: int) -> None:
-        super().__init__()
-        self.least = least
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        (out,) = super().forward(x)
-        is_other = len(x) < self.least and bool(x.any())  # of zeros they cannot be seen
-        return (torch.nextafter(out, out + 1) if is_other else out,)
-
-
 @pytest.mark.parametrize("num_lanes", [1, 2])
 def test_kernels_that_round_otherwise_for_few_pictures_change_nothing(num_lanes: int) -> None:
-    module = WrongInShort(least=4)
+    module = Sized(least=4)
     one = Frozen(module, plainly, Pace((4, 8), must_be_equal=True, num_lanes=num_lanes))
     for count in (*range(1, 20), *range(1, 20)):
         x = pictures(count)
@@ -123,10 +111,10 @@ def test_kernels_that_round_otherwise_for_few_pictures_change_nothing(num_lanes:
 
 
 def test_black_pictures_tell_nothing_of_others() -> None:
-    one = frozen(WrongInShort(least=4))
+    one = frozen(Sized(least=4))
     for x in (torch.zeros(3, 3, 8, 8), pictures(3)):
         assert torch.equal(one(x)[0], 2 * x)
-    one = frozen(WrongInShort(least=4), (4, 2))
+    one = frozen(Sized(least=4), (4, 2))
     black, x = torch.zeros(16, 3, 8, 8), pictures(16)
     for each in (black, black, x, x):
         assert torch.equal(one.tried(each)[0], 2 * each)
@@ -141,7 +129,7 @@ def test_what_is_made_up_draws_from_no_generator_of_others() -> None:
 
 def test_on_a_gpu_only_a_lone_picture_is_filled_up() -> None:
     """To two; there another number rounds otherwise anyway."""
-    module = WrongInShort(least=2)
+    module = Sized(least=2)
     one = frozen(module, must_be_equal=False)
     for count, parts in ((1, [1, 2, 2]), (3, [3]), (5, [4, 2]), (6, [4, 2])):
         module.sizes.clear()
@@ -270,7 +258,7 @@ def test_the_first_part_does_not_count_as_it_sets_things_up() -> None:
 
 def test_no_size_is_tried_before_the_usual_one_is() -> None:
     """Others are held against it; one that is ruled out is not the best of those known."""
-    one, x = frozen(WrongInShort(least=4), (16, 32, 2)), pictures(31)
+    one, x = frozen(Sized(least=4), (16, 32, 2)), pictures(31)
     for _ in range(3):
         assert torch.equal(one.tried(x)[0], 2 * x) and torch.equal(one(x)[0], 2 * x)
     assert one.pace.seconds == {} and one.pace.best == 16
