@@ -4,6 +4,8 @@ import filecmp
 import logging
 import os
 import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,20 @@ def test_figures_for_a_folder_and_for_the_page_may_be_drawn_at_once(
         assert all(figures.curves([record], styles) == alone for _ in range(8))
         assert all(drawn)
     assert dict(matplotlib.rcParams) == before
+
+
+def test_a_first_import_of_what_draws_says_nothing(tmp_path: Path) -> None:
+    """On a new machine matplotlib looks for fonts, and would say so among the epochs."""
+    code = (
+        "import logging; logging.basicConfig(level=logging.INFO);"
+        "from graft.report import page; page.warm_up()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "MPLCONFIGDIR": str(tmp_path)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert list(tmp_path.glob("fontlist-*.json"))
+    assert done.stdout + done.stderr == ""
 
 
 @pytest.mark.parametrize("has_process", [True, False])

@@ -5,6 +5,7 @@ The one place that draws with matplotlib's canvases. Colours in an SVG are names
 """
 
 import io
+import logging
 import re
 import threading
 import warnings
@@ -19,6 +20,9 @@ from graft.record import write_whole
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+# On its first import for a user it says that it has looked for fonts: in the middle of our log.
+logging.getLogger("matplotlib.font_manager").setLevel(logging.WARNING)
 
 # Shapes tell lines apart without colour; page.html.j2 draws the same ones in its legend.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
