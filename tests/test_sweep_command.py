@@ -16,6 +16,7 @@ import pytest
 from tests.home import Home
 
 from graft import machine, train
+from graft.__main__ import _will_sweep as will_sweep
 from graft.config import RunConfig
 from graft.record import EPOCHS, LOG, RUN, SWEEP, RunFolder, read_json, read_run, write_json
 from graft.report import page
@@ -216,6 +217,53 @@ def test_a_driver_needs_no_pytorch_from_the_check_to_the_report(
     done = home.run(*asked, program=("-c", DRIVER))
     assert "driver: 0 []" in done.stdout, done.stdout + done.stderr
     assert (home.outputs / "s" / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("typed", "will"),
+    [
+        ("-m optimizer.lr=1e-3,1e-4", True),
+        ("optimizer.lr=1e-3,1e-4 --multirun", True),
+        ("optimizer.lr=1e-3", False),
+        ("-m --cfg job", False),
+        ("-m --help", False),
+        ("-m optimizer.lr=1,2 hydra/launcher=graft_inline", False),
+        ("-m optimizer.lr=1,2 hydra.launcher.cpu_slots=2", False),
+        ("-m optimizer.lr=1,2 +hydra.launcher.gpus=[1]", False),
+        ("-m optimizer.lr=1,2 sweep.dry_run=true", False),
+    ],
+)
+def test_a_worker_is_started_ahead_where_the_command_leaves_no_doubt(
+    typed: str, will: bool
+) -> None:
+    assert will_sweep(typed.split()) is will
+
+
+@pytest.mark.parametrize(("launcher", "count"), [("graft", 1), ("graft_inline", 0)])
+def test_the_worker_that_is_started_ahead_is_the_only_one(
+    home: Home, launcher: str, count: int
+) -> None:
+    more = [] if launcher == "graft" else [f"hydra/launcher={launcher}"]
+    process = home.start("sweep.name=s", "optimizer.lr=1e-2,1e-3", "epochs=2", *more)
+    seen: dict[int, bool] = {}  # whether the sweep's folder was there
+    while process.poll() is None:
+        for pid in workers_of(process.pid):
+            seen.setdefault(pid, (home.outputs / "s").exists())
+        time.sleep(0.02)
+    assert process.returncode == 0, process.communicate()
+    process.communicate()
+    assert list(seen.values()) == [False] * count
+
+
+def test_a_wrong_word_ends_the_worker_that_was_started_ahead(home: Home) -> None:
+    process = home.start("optimizer.lrr=1e-2,1e-3", "tracking=off")
+    seen: set[int] = set()
+    while process.poll() is None:
+        seen.update(workers_of(process.pid))
+        time.sleep(0.02)
+    _, error = process.communicate()
+    assert process.returncode == 2 and "Did you mean optimizer.lr?" in error
+    assert seen and not any(Path(f"/proc/{pid}").exists() for pid in seen)
 
 
 @pytest.mark.slow

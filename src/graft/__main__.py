@@ -5,9 +5,13 @@ import contextlib
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
-from graft.app import main
+from hydra_plugins.gpu_launcher import ahead
+
+# These say that a sweep will run, and leave its launcher alone.
+_SWEEPS = {"-m", "--multirun"}
 
 
 def run() -> NoReturn:
@@ -16,6 +20,10 @@ def run() -> NoReturn:
     Python would take every imported module apart first, PyTorch's for up to a second. What has
     registered itself for the end (`atexit`) is called, files are flushed.
     """
+    if _will_sweep(sys.argv[1:]):
+        ahead.start("graft.app.warm_up", {"HYDRA_FULL_ERROR": "1"})
+    from graft.app import main  # with Hydra, which takes a quarter of a second
+
     code = main()
     logging.shutdown()
     atexit._run_exitfuncs()
@@ -23,6 +31,17 @@ def run() -> NoReturn:
         with contextlib.suppress(OSError, ValueError):  # nobody reads any more
             stream.flush()
     os._exit(code)
+
+
+def _will_sweep(arguments: Sequence[str]) -> bool:
+    """Whether the launcher that there is by default will need a worker, as far as this tells.
+
+    What a file of an experiment says otherwise costs a process that is not used.
+    """
+    options = {one for one in arguments if one.startswith("-")}
+    others = ("hydra/launcher", "hydra.launcher", "sweep.dry_run")
+    is_plain = not any(one.lstrip("+~").startswith(others) for one in arguments)
+    return bool(options) and options <= _SWEEPS and is_plain
 
 
 if __name__ == "__main__":

@@ -4,29 +4,26 @@ import contextlib
 import os
 import pickle
 import signal
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 
 import cloudpickle
 from hydra.core.utils import JobReturn
 
+from hydra_plugins.gpu_launcher import _ahead
 from hydra_plugins.gpu_launcher._array import Array
+from hydra_plugins.gpu_launcher._devices import Slot
 from hydra_plugins.gpu_launcher._job import Job, failed, in_words
 from hydra_plugins.gpu_launcher._output import Output
-from hydra_plugins.gpu_launcher._slots import Slot
+from hydra_plugins.gpu_launcher._process import LAST_S, Process, environment
 from hydra_plugins.gpu_launcher._view import View
-from hydra_plugins.gpu_launcher._worker import ALIVE, READY, TOLD, Untold
+from hydra_plugins.gpu_launcher._worker import ALIVE, READY, TOLD, Start, Untold
 from hydra_plugins.gpu_launcher.ends import NoResult, TimedOut, WorkerDied
 
 # How long a worker that is told to stop may take to save what it has.
 GRACE_S = 10.0
-# How long one that has closed its pipe, or was killed, may take to end. Longer takes only one that
-# a device driver holds; nobody waits for that.
-LAST_S = 2.0
 
 
 class Child:
@@ -40,35 +37,23 @@ class Child:
         OSError: no process can be started.
     """
 
-    def __init__(self, slot: Slot, start: bytes, view: View) -> None:
+    def __init__(self, slot: Slot, start: Start, view: View) -> None:
         self.slot, self._view = slot, view
         self.heard_at = time.monotonic()
         self.array: Array = ()
         self.is_ready = False
         self._timed_out: TimedOut | None = None
-        ours, theirs = socket.socketpair()
-        code = f"from hydra_plugins.gpu_launcher._worker import main; main({theirs.fileno()})"
-        found = [path or os.getcwd() for path in sys.path]
-        with ours, theirs:
-            self._process = subprocess.Popen(
-                # -P: no file that lies in the working directory is taken for a module. -u: what a
-                # job prints is seen when it prints it.
-                [sys.executable, "-P", "-u", "-c", code],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(found), **slot.environment},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
-            self.pipe = Connection(ours.detach())
-        self.output = Output(self._process, self._said)
+        warm_up, work = start
+        seen = environment(slot, os.environ)
+        self._process = _ahead.take(seen, warm_up) or Process(seen, warm_up)
+        self.pipe = self._process.pipe
+        self.output = Output(self._process.popen, self._said)
         self._send(cloudpickle.dumps(slot.name))
-        self._send(start)
+        self._send(work)
 
     @property
     def is_alive(self) -> bool:
-        return self._process.poll() is None
+        return self._process.popen.poll() is None
 
     @property
     def is_idle(self) -> bool:
@@ -122,14 +107,11 @@ class Child:
     def stop(self) -> None:
         """Tell it to end what it is doing."""
         with contextlib.suppress(OSError):
-            self._process.send_signal(signal.SIGTERM)
+            self._process.popen.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
         """End it and what it has started."""
-        with contextlib.suppress(OSError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(LAST_S)
+        self._process.kill()
         self.output.close()
         self.pipe.close()
 
@@ -162,7 +144,7 @@ class Child:
 
     def _end_in_words(self) -> str:
         try:
-            code = self._process.wait(LAST_S)
+            code = self._process.popen.wait(LAST_S)
         except subprocess.TimeoutExpired:
             return "has closed its pipe"
         if code == -signal.SIGKILL:

@@ -20,6 +20,7 @@ from hydra.core.utils import JobReturn, configure_log, filter_overrides, setup_g
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
+from hydra_plugins.gpu_launcher import _ahead
 from hydra_plugins.gpu_launcher._array import Array, arrange, title
 from hydra_plugins.gpu_launcher._function import function
 from hydra_plugins.gpu_launcher._job import (
@@ -178,6 +179,7 @@ class _Launch:
         self._view = view(expected, self._num_slots, is_apart=executor.is_apart)
         self._num_given = 0
         with executor.started(self._work, self._view, max(1, expected)):
+            _ahead.drop()
             self._fill(feed)
             with self._view:
                 self._loop(feed)

@@ -14,11 +14,11 @@ from hydra.core.utils import JobReturn
 
 from hydra_plugins.gpu_launcher._array import Array
 from hydra_plugins.gpu_launcher._child import Child, end
+from hydra_plugins.gpu_launcher._devices import Slot
 from hydra_plugins.gpu_launcher._job import Work, failed
 from hydra_plugins.gpu_launcher._queue import Queue
-from hydra_plugins.gpu_launcher._slots import Slot
 from hydra_plugins.gpu_launcher._view import View
-from hydra_plugins.gpu_launcher._worker import start_of
+from hydra_plugins.gpu_launcher._worker import Start, start_of
 from hydra_plugins.gpu_launcher.ends import NoResult, NotStarted
 
 log = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ class _Place:
     def is_left_out(self) -> bool:
         return self._num_failed > len(RESTS_S)
 
-    def start(self, start: bytes, view: View) -> None:
+    def start(self, start: Start, view: View) -> None:
         try:
             self.worker = Child(self.slot, start, view)
         except OSError as error:

@@ -19,11 +19,11 @@ from typing import Any
 
 from hydra_plugins.gpu_launcher import _ray_files
 from hydra_plugins.gpu_launcher._child import Child, end
+from hydra_plugins.gpu_launcher._devices import Slot
 from hydra_plugins.gpu_launcher._job import Job
 from hydra_plugins.gpu_launcher._ray_place import Home, Place, settle
-from hydra_plugins.gpu_launcher._slots import Slot
 from hydra_plugins.gpu_launcher._view import View
-from hydra_plugins.gpu_launcher._worker import DONE, READY
+from hydra_plugins.gpu_launcher._worker import DONE, READY, Start
 
 # What a worker says (`_worker`), and: lines of its output, and that it has ended, with an array or
 # without.
@@ -44,7 +44,7 @@ class Host:
         OSError: no process can be started.
     """
 
-    def __init__(self, name: str, start: bytes, home: Home, has_gpu: bool) -> None:
+    def __init__(self, name: str, start: Start, home: Home, has_gpu: bool) -> None:
         settle(home)
         self._start, self._home, self._has_gpu = start, home, has_gpu
         self._slot = Slot(name, {} if has_gpu else {"CUDA_VISIBLE_DEVICES": ""})

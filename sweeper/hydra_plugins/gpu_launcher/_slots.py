@@ -1,28 +1,10 @@
-"""Slots: the places in which arrays of jobs run, each with a device of its own."""
+"""Slots: the places in which arrays of jobs run, each with a device of its own, as options ask."""
 
-import os
-import shutil
-import subprocess
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from hydra.errors import HydraException
 
-# A driver that hangs must not hang the launch.
-_ASK_S = 10.0
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A place for one worker process.
-
-    Attributes:
-        name: for messages: "gpu 0", "gpu 0/1" where several share it, "cpu 0".
-        environment: what its worker sees instead of ours.
-    """
-
-    name: str
-    environment: Mapping[str, str]
+from hydra_plugins.gpu_launcher._devices import Slot, on_gpus, on_processors, visible_gpus
 
 
 def slots(gpus: Sequence[int | str] | None, per_gpu: int, cpu_slots: int | None) -> list[Slot]:
@@ -45,39 +27,10 @@ def slots(gpus: Sequence[int | str] | None, per_gpu: int, cpu_slots: int | None)
             raise HydraException("Give hydra.launcher.gpus or hydra.launcher.cpu_slots, not both.")
         if cpu_slots < 1:
             raise HydraException(f"hydra.launcher.cpu_slots={cpu_slots}: at least one is needed.")
-        return _on_processors(cpu_slots)
+        return on_processors(cpu_slots)
     visible = visible_gpus()
     chosen = visible if gpus is None else _chosen(gpus, visible)
-    if not chosen:
-        return _on_processors(1)
-    threads = _threads(len(chosen) * per_gpu)
-    return [
-        Slot(
-            f"gpu {gpu}" if per_gpu == 1 else f"gpu {gpu}/{share}",
-            {"CUDA_VISIBLE_DEVICES": gpu, **threads},
-        )
-        for share in range(per_gpu)
-        for gpu in chosen
-    ]
-
-
-def visible_gpus() -> list[str]:
-    """Identifiers of the GPUs that this process may use, without importing anything large."""
-    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if allowed is not None:
-        names = [name.strip() for name in allowed.split(",")]
-        # CUDA stops at the first one that it does not know; -1 is how all are hidden.
-        until = next((i for i, name in enumerate(names) if name in ("", "-1")), len(names))
-        return names[:until]
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return []
-    command = [tool, "--query-gpu=index", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_ASK_S, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    return on_gpus(chosen, per_gpu) if chosen else on_processors(1)
 
 
 def _chosen(gpus: Sequence[int | str], visible: Sequence[str]) -> list[str]:
@@ -104,18 +57,3 @@ def _chosen(gpus: Sequence[int | str], visible: Sequence[str]) -> list[str]:
                 "from 0."
             )
     return found
-
-
-def _on_processors(count: int) -> list[Slot]:
-    threads = _threads(count)
-    # Nobody's GPU: a job that finds one would share it with the others.
-    hidden = {"CUDA_VISIBLE_DEVICES": ""}
-    return [Slot(f"cpu {i}", {**hidden, **threads}) for i in range(count)]
-
-
-def _threads(num_slots: int) -> dict[str, str]:
-    """The processors, shared out; a number that the user has set stays."""
-    if "OMP_NUM_THREADS" in os.environ:
-        return {}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"OMP_NUM_THREADS": str(max(1, (cores or 1) // num_slots))}

@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any
@@ -31,6 +32,8 @@ from hydra_plugins.gpu_launcher._composed import compose_once
 from hydra_plugins.gpu_launcher._job import Job, Work, essence, exception, failed, in_words
 from hydra_plugins.gpu_launcher._pickle import dumps
 
+# What a process is started with (`warm_up`), and what it is told then: a pickle.
+Start = tuple[str | None, bytes]
 # A message is one of these and a pickle.
 READY, ALIVE, DONE, TOLD = b"r", b"a", b"d", b"t"
 # Signs of life travel at most so often, and words of one job.
@@ -45,19 +48,14 @@ class Untold(RuntimeError):
     """What a job raised or returned, in words: it cannot be pickled, or not be read elsewhere."""
 
 
-def start_of(work: Work, *, is_live: bool, warm_up: str | None) -> bytes:
+def start_of(work: Work, *, is_live: bool, warm_up: str | None) -> Start:
     """All that a process needs to run jobs. Functions of the script that was started go by value.
 
     Must be called after the sweep's folder was named: the time in its name is kept with it.
     """
-    start = {
-        "warm_up": warm_up,
-        "is_live": is_live,
-        "work": work,
-        "singletons": Singleton.get_state(),
-    }
+    start = {"is_live": is_live, "work": work, "singletons": Singleton.get_state()}
     try:
-        return dumps(start)
+        return warm_up, dumps(start)
     except Exception as error:
         raise HydraException(
             f"The application cannot be sent to a worker process: {in_words(error)}\n"
@@ -65,8 +63,14 @@ def start_of(work: Work, *, is_live: bool, warm_up: str | None) -> bytes:
         ) from error
 
 
-def main(file: int) -> None:
-    """Serve until the other end of the pipe is closed, or a signal says to stop."""
+def main(file: int, parent: int, warm_up: str | None) -> None:
+    """Serve until the other end of the pipe is closed, or a signal says to stop.
+
+    Args:
+        file: the pipe's number.
+        parent: the process at its other end.
+        warm_up: a function to call first, by its dotted path: nothing need be known of the jobs.
+    """
     faulthandler.enable()  # a native library that crashes says where, in what the job prints
     # The terminal's Ctrl-C is for the launcher, which passes on an order of its own.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -75,11 +79,16 @@ def main(file: int) -> None:
     # The launcher must see the pipe end when this process does, whoever was started by a job.
     os.set_inheritable(file, False)
     os.register_at_fork(after_in_child=pipe.forget)
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
     # Told to stop, the job has had its chance to save what it has.
     with contextlib.suppress(Closed, KeyboardInterrupt):
-        slot = cloudpickle.loads(pipe.receive())
-        start = cloudpickle.loads(pipe.receive())
+        # Taken out of the pipe meanwhile: the launcher would else wait once it is full.
+        reader = ThreadPoolExecutor(1, "reader")
+        told = [reader.submit(pipe.receive) for _ in range(2)]
+        if warm_up is not None:
+            _warm_up(warm_up)
+        slot, start = (cloudpickle.loads(one.result()) for one in told)
+        reader.shutdown()
         work = begun(start, pipe, slot)
         pipe.send(READY)
         while True:
@@ -96,8 +105,6 @@ def begun(start: Mapping[str, Any], pipe: "Pipe", slot: str) -> Work:
     compose_once(work.context)
     logging.setLogRecordFactory(pipe.telling(logging.getLogRecordFactory()))
     progress.use(pipe.tell, is_live=start["is_live"], slot=slot)
-    if start["warm_up"] is not None:
-        _warm_up(start["warm_up"])
     return work
 
 

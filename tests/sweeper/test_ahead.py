@@ -1,0 +1,154 @@
+"""A worker that was started ahead of Hydra: it works, or it is ended."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.utils import JobReturn
+
+from hydra_plugins.gpu_launcher import _ahead, ahead
+
+Launch = Callable[..., Sequence[JobReturn]]
+
+WARM = """
+import os, time
+
+warm = []
+
+def warm_up():
+    warm.append(os.getpid())
+
+def slowly():
+    time.sleep(30)
+
+def refused(jobs):
+    raise ValueError("refused")
+"""
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No GPU, whatever this machine has; and the module `warm` is found here and in workers."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "warm.py").write_text(WARM)
+    monkeypatch.syspath_prepend(tmp_path / "own")
+    yield
+    ahead.drop()
+    sys.modules.pop("warm", None)
+
+
+def started(warm_up: str | None = None, **more: str) -> int:
+    ahead.start(warm_up, more)
+    process = _ahead._waiting[-1].process()
+    assert process is not None
+    return process.popen.pid
+
+
+def is_alive(pid: int) -> bool:
+    """Whether it runs: what has ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def values(results: Sequence[JobReturn]) -> list[Any]:
+    return [result._return_value for result in results]
+
+
+def warmed(cfg: Any) -> tuple[int, list[int]]:
+    import warm  # type: ignore[import-not-found]
+
+    return os.getpid(), warm.warm
+
+
+def test_the_launcher_takes_the_worker_that_it_would_have_started(launch: Launch) -> None:
+    pid = started("warm.warm_up")
+    settings = ("hydra.launcher.warm_up=warm.warm_up", "hydra.launcher.cpu_slots=1")
+    found = values(launch(warmed, [["a=1"], ["a=2"]], *settings, launcher="slots"))
+    assert found == [(pid, [pid])] * 2
+    assert not is_alive(pid) and not _ahead._waiting
+
+
+@pytest.mark.parametrize(
+    ("launcher", "settings"),
+    [
+        ("slots", ["hydra.launcher.cpu_slots=1", "hydra.launcher.warm_up=warm.slowly"]),
+        ("slots", ["hydra.launcher.gpus=['0']"]),
+        ("slots_inline", []),
+    ],
+)
+def test_one_that_is_not_the_same_is_ended_before_any_job_runs(
+    launch: Launch, launcher: str, settings: list[str]
+) -> None:
+    pid = started("warm.warm_up")
+    seen = []
+    if launcher == "slots":
+        settings = [*settings, "hydra.launcher.prepare=warm.refused"]
+        with pytest.raises(ValueError, match="refused"):
+            launch(warmed, [["a=1"]], *settings, launcher=launcher)
+    else:
+        launch(lambda cfg: seen.append(is_alive(pid)), [["a=1"]], *settings, launcher=launcher)
+        assert seen == [False]
+    assert not is_alive(pid)
+
+
+def test_another_environment_is_another_worker(launch: Launch) -> None:
+    pid = started(SOME_SETTING="1")
+    found = values(launch(lambda cfg: os.getpid(), [["a=1"]], launcher="slots"))
+    assert found != [pid] and not is_alive(pid)
+
+
+def test_one_that_has_died_meanwhile_is_replaced(launch: Launch, capfd: Any) -> None:
+    pid = started()
+    os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while is_alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    found = values(launch(lambda cfg: os.getpid(), [["a=1"]], launcher="slots"))
+    assert len(found) == 1 and found != [pid]
+    assert "died" not in capfd.readouterr().err
+
+
+def test_who_plans_does_not_wait_for_a_worker_that_warms_up(launch: Launch) -> None:
+    started("warm.slowly")
+    large = os.urandom(4_000_000)  # more than a pipe holds
+    settings = ["warm_up=warm.slowly", "prepare=warm.refused", "cpu_slots=1"]
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="refused"):
+        launch(
+            lambda cfg: len(large), [["a=1"]],
+            *(f"hydra.launcher.{one}" for one in settings), launcher="slots",
+        )  # fmt: skip
+    assert time.monotonic() - began < 20
+
+
+END = """
+import os, sys
+from hydra_plugins.gpu_launcher import _ahead, ahead
+ahead.start("warm.slowly")
+print(_ahead._waiting[0].process().popen.pid, flush=True)
+if sys.argv[1] == "killed":
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize("how", ["ended", "killed"])
+def test_nothing_is_left_of_a_command_that_launches_nothing(how: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", END, how], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "own")},
+    )  # fmt: skip
+    assert done.stderr == ""
+    pid = int(done.stdout)
+    deadline = time.monotonic() + 10
+    while is_alive(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
