@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from graft import machine, record, weights
+from graft import machine, record
 from graft.config import RunConfig, to_dict
 from graft.dataset import LoadedDataset
 from graft.errors import Diverged, GraftError, Pruned, RecordError, RunError
@@ -17,7 +17,7 @@ from graft.fit.checkpoint import Checkpoints, Found, State
 from graft.fit.learner import Judge
 from graft.identity import run_identity
 from graft.lock import Lock, Locked
-from graft.record import CHECKPOINT, Record, RunFolder, read_json, read_run
+from graft.record import Record, RunFolder, read_json, read_run
 from graft.runlog import RunLog
 
 
@@ -157,9 +157,10 @@ class Run:
 
     # --- its end --------------------------------------------------------------------------
 
-    def complete(self, best_epoch: int) -> None:
-        self.info["checkpoint_digest"] = weights.digest(self.writer.path / CHECKPOINT)
-        self.info |= {"status": "completed", "best_epoch": best_epoch}
+    def complete(self, best_epoch: int, checkpoint_digest: str) -> None:
+        self.info |= {
+            "status": "completed", "best_epoch": best_epoch, "checkpoint_digest": checkpoint_digest,
+        }  # fmt: skip
         self._write_end()
         self.writer.remove_checkpoints()
         self._end_as(read_run(self.writer.path))

@@ -18,11 +18,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from graft import backbones, machine, metrics
+from graft import backbones, lanes, machine, metrics, weights
 from graft.backbones import Network
 from graft.config import RunConfig
 from graft.dataset import LoadedDataset, load_dataset
@@ -39,6 +40,9 @@ from graft.settings import array_key, resolve, trunk_key, trunk_settings
 from graft.supply import Supply, supply
 from graft.trunk.cut import Cut, cut
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 __all__ = [
     "Follower", "LoadedDataset", "Member", "Outcome", "array_key", "build_network", "load_dataset",
     "resolve", "train", "train_array", "trunk_key",
@@ -54,6 +58,8 @@ def num_outputs(classes: Sequence[str]) -> int:
 
 # --- an array of runs -----------------------------------------------------------------------
 
+# How many runs' files are written at a time: while a disk has one, the next is put together.
+WRITERS = 2
 # How long a run's rows of metrics may wait before they are written and sent.
 WRITE_S = 1.0
 # How long an array waits for other processes that train runs of it: they may be dying.
@@ -265,10 +271,10 @@ def _train_group(group: Group, fed: Supply, own: Cut | None, networks: "_Network
         learner.release()
     machine.return_memory()
     with _sharing(runs, "test"):
-        _test(learners, fed)
+        stored = _test(learners, fed)
     for learner, run in learners.items():
         if learner.error is None:
-            run.complete(learner.best_epoch)
+            run.complete(learner.best_epoch, stored[learner])
         elif run.outcome is None:
             run.give_up(learner.error)
 
@@ -295,17 +301,16 @@ def _learner(run: Run, fed: Supply, own: Cut | None, networks: "_Networks") -> L
     return learner
 
 
-def _test(learners: Mapping[Learner, Run], fed: Supply) -> None:
-    """Store each best epoch, read it back, and predict validation and test: the test's one use."""
-    for learner, run in learners.items():
-        if learner.error is not None:
-            continue
-        with _keeping_error(learner):
-            state = learner.network.module.state_dict()
-            run.writer.write_checkpoint({**state, **learner.best_state})
-            learner.best_state.clear()  # it is as large as what trains
-            learner.network.restore(run.writer.path / CHECKPOINT)
-    left = [learner for learner in learners if learner.error is None]
+def _test(learners: Mapping[Learner, Run], fed: Supply) -> dict[Learner, str]:
+    """Store each best epoch, read it back, and predict validation and test: the test's one use.
+
+    Returns:
+        The digests of the files of those that came so far.
+    """
+    whole = [learner for learner in learners if learner.error is None]
+    digests = lanes.each(lambda learner: _stored(learner, learners[learner]), whole, WRITERS)
+    stored = {one: digest for one, digest in zip(whole, digests, strict=True) if digest}
+    left = list(stored)
     examples = fed.examples
     parts: dict[Learner, list[Predictions]] = {learner: [] for learner in left}
     for split, positions in (("val", examples.val), ("test", examples.test)):
@@ -314,12 +319,32 @@ def _test(learners: Mapping[Learner, Run], fed: Supply) -> None:
             one = predictions(logits, labels, examples.classes)
             names = np.full(len(positions), split, dtype=object)
             parts[learner].append(replace(one, ids=examples.ids[positions], splits=names))
-    for learner in left:
-        with _keeping_error(learner):
-            _check_restored(learner, parts[learner][0])
-            writer = learners[learner].writer
-            writer.write_predictions(_joined(parts[learner]))
-            writer.write_examples(examples.frame())
+    table = examples.frame()
+    lanes.each(
+        lambda learner: _predicted(learner, learners[learner], parts[learner], table), left, WRITERS
+    )
+    return stored
+
+
+def _stored(learner: Learner, run: Run) -> str | None:
+    """The digest of the checkpoint that the network then holds; None: it could not be stored."""
+    with _keeping_error(learner):
+        state = learner.network.module.state_dict()
+        run.writer.write_checkpoint({**state, **learner.best_state})
+        learner.best_state.clear()  # it is as large as what trains
+        path = run.writer.path / CHECKPOINT
+        learner.network.restore(path)
+        return weights.digest(path)
+    return None
+
+
+def _predicted(
+    learner: Learner, run: Run, parts: Sequence[Predictions], examples: "pd.DataFrame"
+) -> None:
+    with _keeping_error(learner):
+        _check_restored(learner, parts[0])
+        run.writer.write_predictions(_joined(parts))
+        run.writer.write_examples(examples)
 
 
 def _check_restored(learner: Learner, val: Predictions) -> None:

@@ -96,6 +96,32 @@ def test_a_first_import_of_what_draws_says_nothing(tmp_path: Path) -> None:
     assert done.stdout + done.stderr == ""
 
 
+PAGE = """
+import sys
+from pathlib import Path
+from graft.report import page
+from graft.report.__main__ import write_report
+page.warm_up()
+before = set(sys.modules)
+write_report(Path(sys.argv[1]))
+print(*sorted(set(sys.modules) - before))
+"""
+
+
+def test_a_report_imports_no_library_that_was_not_imported_in_advance(binary: Any) -> None:
+    """In the last second of a sweep everybody waits for it."""
+    done = subprocess.run(
+        [sys.executable, "-c", PAGE, str(binary.path)], capture_output=True, text=True, check=True
+    )
+    large = {"matplotlib", "numpy", "pandas", "pyarrow", "scipy", "sklearn", "jinja2", "optuna"}
+    found = {name for name in done.stdout.split() if name.partition(".")[0] in large}
+    # What the first file of a kind takes: a millisecond each.
+    assert found <= {
+        "pandas.core.arrays.arrow.extension_types", "pyarrow.pandas_compat",
+        "pyarrow.vendored.version",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("has_process", [True, False])
 def test_what_draws_may_be_imported_in_advance(binary: Any, has_process: bool) -> None:
     """In the process that is there, or else in one for figures."""

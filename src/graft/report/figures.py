@@ -35,6 +35,7 @@ def warm_up() -> None:
     """Import what draws, and what reads records: that takes over a second."""
     for name in (
         "pandas",
+        *(f"pyarrow.{part}" for part in ("parquet", "dataset")),
         "matplotlib.figure",
         *(f"matplotlib.backends.backend_{kind}" for kind in ("agg", "svg")),
     ):

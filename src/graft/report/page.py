@@ -1,6 +1,7 @@
 """`report.html`: one file that needs nothing else. All that it says is handed over here."""
 
 import functools
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -69,6 +70,7 @@ def _template() -> "Template":
 def warm_up() -> None:
     """What a first page takes longer for, and nothing of any sweep is needed for."""
     figures.warm_up()
+    importlib.import_module("scipy.special")  # of a comparison, see intervals.py
     _template()
 
 
