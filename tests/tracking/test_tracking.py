@@ -22,6 +22,7 @@ from graft.tracking import (
     sync,
     upload,
 )
+from graft.tracking.client import Store
 
 
 def test_a_sweep_is_a_parent_with_a_child_per_run(lab: Any) -> None:
@@ -88,6 +89,35 @@ def test_a_checkpoint_takes_no_disk_twice(lab: Any) -> None:
     lab.seen()
     (copy,) = (lab.output / "mlartifacts").rglob("model.safetensors")
     assert copy.samefile(record.path / "model.safetensors")
+
+
+def test_where_the_files_of_a_run_go_is_asked_once(
+    tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server would be asked for each file of each run."""
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{shutil.copy(tables, tmp_path / 'mlflow.db')}"
+    store = Store(uri)
+    experiment = store.experiment("files", tmp_path / "files", "")
+    made = store.create(experiment, "made", 0, {})
+    asked: list[str] = []
+    ask = MlflowClient.get_run
+
+    def get_run(self: MlflowClient, run: str) -> Any:
+        asked.append(run)
+        return ask(self, run)
+
+    monkeypatch.setattr(MlflowClient, "get_run", get_run)
+    for name in ("one.csv", "two.csv"):
+        (tmp_path / name).write_text(name)
+        store.log_file(made, tmp_path / name)
+    assert asked == []
+    found = Store(uri)  # a run that was there before
+    for name in ("one.csv", "two.csv"):
+        found.log_file(made, tmp_path / name, "again")
+    assert asked == [made]
+    assert len(list((tmp_path / "files").glob("*/artifacts/**/*.csv"))) == 4
 
 
 def test_the_dataset_is_an_input_with_a_digest_of_its_examples(lab: Any) -> None:

@@ -121,6 +121,7 @@ class Store:
             _make_database(path)
         self._client = MlflowClient(tracking_uri=uri)
         self._is_local = path is not None
+        self._roots: dict[str, str] = {}  # where the files of runs that are open go
         # The first call makes the tables of a server's database.
         self._client.search_experiments(max_results=1)
 
@@ -165,6 +166,7 @@ class Store:
         made = self._client.create_run(
             experiment, start_time=start_ms, run_name=name, tags={"mlflow.user": _user(), **tags}
         )
+        self._roots[made.info.run_id] = made.info.artifact_uri
         return str(made.info.run_id)
 
     def reopen(self, run: str) -> None:
@@ -180,6 +182,7 @@ class Store:
     def end(self, run: str, status: str, end_ms: int) -> None:
         """`status`: FINISHED, FAILED or KILLED."""
         self._client.set_terminated(run, status, end_ms)
+        self._roots.pop(run, None)
 
     def log(
         self,
@@ -233,7 +236,9 @@ class Store:
         self._client.set_experiment_tag(experiment, key, value)
 
     def _local_target(self, run: str, path: Path, folder: str | None) -> Path | None:
-        root = urlsplit(self._client.get_run(run).info.artifact_uri)
+        if run not in self._roots:  # a run's files stay in one place: it is asked for once
+            self._roots[run] = self._client.get_run(run).info.artifact_uri
+        root = urlsplit(self._roots[run])
         if root.scheme != "file":
             return None
         return Path(unquote(root.path)) / (folder or "") / path.name
