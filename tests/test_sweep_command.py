@@ -246,13 +246,18 @@ def test_the_worker_that_is_started_ahead_is_the_only_one(
     more = [] if launcher == "graft" else [f"hydra/launcher={launcher}"]
     process = home.start("sweep.name=s", "optimizer.lr=1e-2,1e-3", "epochs=2", *more)
     seen: dict[int, bool] = {}  # whether the sweep's folder was there
+    environments = set()
     while process.poll() is None:
         for pid in workers_of(process.pid):
             seen.setdefault(pid, (home.outputs / "s").exists())
+            with contextlib.suppress(OSError):
+                environments.update(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
         time.sleep(0.02)
     assert process.returncode == 0, process.communicate()
     process.communicate()
     assert list(seen.values()) == [False] * count
+    # Threads that begin before anybody asks glibc for one arena would have their own.
+    assert not count or b"MALLOC_ARENA_MAX=1" in environments
 
 
 def test_a_wrong_word_ends_the_worker_that_was_started_ahead(home: Home) -> None:
