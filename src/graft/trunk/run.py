@@ -72,7 +72,8 @@ class Frozen:
     Pictures come in other numbers than the store was filled with: the last batch of an epoch, the
     rest of a fill that was interrupted. Kernels may round otherwise for a few pictures (one
     picture nearly everywhere; 2 to 15 on one thread of a processor without AVX-512), so a short
-    part is filled up with its own pictures, unless it was found to make no difference.
+    part is filled up with its own pictures, unless it was found to make no difference. To find
+    that out pays in training, where the last batch of every epoch is short.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Frozen:
         # How many pictures a short part has -> whether they come out as from a whole one.
         self._is_short_equal: dict[int, bool] = {}
         self._mode = torch.inference_mode if is_for_storing else torch.no_grad
+        self._finds_out = not is_for_storing
 
     def __call__(self, *inputs: torch.Tensor) -> Tensors:
         """Tensors [B, ...], of several exits one after the other."""
@@ -146,12 +148,13 @@ class Frozen:
         count = len(part[0])
         if count >= least:
             return self._out(part)
-        if count not in self._is_short_equal:
+        if self._finds_out and count not in self._is_short_equal:
             # Not on these pictures: of black ones, say, everything is equal.
             made_up = [_random_like(t) for t in part]
             pairs = zip(self._out(made_up), self._filled_up(made_up, least), strict=True)
             self._is_short_equal[count] = all(torch.equal(*pair) for pair in pairs)
-        return self._out(part) if self._is_short_equal[count] else self._filled_up(part, least)
+        is_equal = self._is_short_equal.get(count, False)
+        return self._out(part) if is_equal else self._filled_up(part, least)
 
     def _filled_up(self, part: Sequence[torch.Tensor], least: int) -> Tensors:
         count = len(part[0])
