@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -18,11 +19,22 @@ from tests.home import Home
 from graft import machine, train
 from graft.__main__ import _will_sweep as will_sweep
 from graft.config import RunConfig
-from graft.record import EPOCHS, LOG, RUN, SWEEP, RunFolder, read_json, read_run, write_json
+from graft.record import (
+    EPOCHS,
+    LOG,
+    RUN,
+    SWEEP,
+    Record,
+    RunFolder,
+    read_json,
+    read_run,
+    write_json,
+)
 from graft.report import page
 from graft.report.drawing import Drawing
 from graft.status.__main__ import main as graft_sweep
-from graft.sweep import follow
+from graft.sweep import Driver, follow
+from graft.sweep import driver as driver_module
 from graft.sweep.follow import Follower
 from graft.tracking import Off
 
@@ -320,6 +332,32 @@ def test_the_last_figures_are_drawn_in_the_background(
     wait_for(lambda: (tmp_path / "run" / "figures" / "roc.png").is_file())
     follower.stop()
     assert len(list((tmp_path / "run" / "figures").iterdir())) == 4
+
+
+def test_the_driver_looks_a_last_time_before_it_writes_the_report(
+    tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the last figures are drawn beside it."""
+    monkeypatch.setattr(follow, "EVERY_S", 600)  # nobody looks before
+    config = train.resolve(tiny_config)
+    driver = Driver(tmp_path / "s")
+    driver.follow(config)
+    train.train(config, tmp_path / "s" / "run", train.load_dataset(config))
+    told: list[str] = []
+    add, write = Drawing.add, driver_module.write_report
+
+    def noted_add(self: Drawing, record: Record, *others: Any) -> None:
+        told.append(record.name)
+        add(self, record, *others)
+
+    def noted_write(folder: Path) -> Any:
+        told.append("report")
+        return write(folder)
+
+    monkeypatch.setattr(Drawing, "add", noted_add)
+    monkeypatch.setattr(driver_module, "write_report", noted_write)
+    assert driver.finish()
+    assert told == ["run", "report"]
 
 
 def test_a_last_look_that_fails_is_taken_again(

@@ -1,6 +1,7 @@
 """One run, whole: repeatable, exact, frozen where it should be, honest about what went wrong."""
 
 import shutil
+import sys
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -188,6 +189,35 @@ def test_pytorch_is_asked_for_a_device_only_where_there_may_be_a_gpu(
     monkeypatch.undo()
     if torch.cuda.is_available():
         assert machine._may_have_gpu()
+
+
+@pytest.mark.parametrize(
+    ("vendors", "driver", "may"),
+    [
+        (("0x8086", "0x1af4"), False, False),
+        (("0x8086", "0x10de"), False, True),
+        (("0x1002",), False, True),
+        ((), True, True),
+        ((), False, False),
+    ],
+)
+def test_a_gpu_is_guessed_from_its_driver_or_from_the_bus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vendors: tuple[str, ...], driver: bool,
+    may: bool,
+) -> None:  # fmt: skip
+    for number, vendor in enumerate(vendors):
+        (tmp_path / "bus" / f"0000:00:{number:02x}.0").mkdir(parents=True)
+        (tmp_path / "bus" / f"0000:00:{number:02x}.0" / "vendor").write_text(f"{vendor}\n")
+    (tmp_path / "bus" / "without").mkdir(parents=True)
+    if driver:
+        (tmp_path / "nvidiactl").touch()
+    monkeypatch.setattr(machine, "_BUS", tmp_path / "bus")
+    monkeypatch.setattr(machine, "_DRIVERS", (str(tmp_path / "nvidiactl"),))
+    monkeypatch.setattr(machine.sys, "platform", "linux")
+    monkeypatch.delitem(sys.modules, "torch")
+    found = machine._may_have_gpu()
+    monkeypatch.undo()
+    assert found is may
 
 
 @pytest.mark.parametrize(

@@ -67,13 +67,17 @@ def _may_have_gpu() -> bool:
     """Whether PyTorch, which takes two seconds to import, has to be asked."""
     if "torch" in sys.modules or sys.platform != "linux":
         return True
-    # The driver of NVIDIA, or of AMD; in a guest of Windows; of a board. Without X a node of
-    # NVIDIA's may only be made when somebody first asks for the GPU: then the bus tells.
-    signs = ("/dev/nvidiactl", "/proc/driver/nvidia", "/dev/kfd", "/dev/dxg", "/dev/nvhost-gpu")
-    if any(Path(sign).exists() for sign in signs):
+    if any(Path(sign).exists() for sign in _DRIVERS):
         return True
-    vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
-    return any(_read(vendor).strip() in ("0x10de", "0x1002") for vendor in vendors)
+    # Without X a node of NVIDIA's may only be made when somebody first asks for the GPU: then the
+    # bus tells.
+    return any(_read(vendor).strip() in _VENDORS for vendor in _BUS.glob("*/vendor"))
+
+
+# Of NVIDIA, or of AMD; in a guest of Windows; of a board.
+_DRIVERS = ("/dev/nvidiactl", "/proc/driver/nvidia", "/dev/kfd", "/dev/dxg", "/dev/nvhost-gpu")
+_BUS = Path("/sys/bus/pci/devices")
+_VENDORS = ("0x10de", "0x1002")  # NVIDIA, AMD
 
 
 def _read(path: Path) -> str:
