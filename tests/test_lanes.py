@@ -90,6 +90,24 @@ def _counts_in_lanes() -> list[int]:
     return found
 
 
+def test_nothing_goes_on_after_what_one_raises() -> None:
+    """Files that are half written, say, while the process is about to end."""
+    begun, ended = [], []
+
+    def work(number: int) -> None:
+        begun.append(number)
+        if number == 0:
+            raise KeyboardInterrupt
+        time.sleep(0.3)
+        ended.append(number)
+
+    with pytest.raises(KeyboardInterrupt):
+        each(work, range(20), 2)
+    assert set(begun) == {0, *ended} and len(begun) < 20
+    time.sleep(0.4)
+    assert set(begun) == {0, *ended}
+
+
 def test_lanes_know_as_many_threads_as_the_caller() -> None:
     usual = torch.get_num_threads()
     try:

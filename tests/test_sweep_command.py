@@ -280,6 +280,7 @@ def test_a_wrong_word_ends_the_worker_that_was_started_ahead(home: Home) -> None
         time.sleep(0.02)
     _, error = process.communicate()
     assert process.returncode == 2 and "Did you mean optimizer.lr?" in error
+    assert not home.outputs.exists()
     assert seen and not any(Path(f"/proc/{pid}").exists() for pid in seen)
 
 

@@ -20,6 +20,9 @@ def run() -> NoReturn:
     Python would take every imported module apart first, PyTorch's for up to a second. What has
     registered itself for the end (`atexit`) is called, files are flushed.
     """
+    # glibc reads this when a process starts: here, when a worker does, which has threads before
+    # anything of ours could ask for it (see `machine.keep_memory`).
+    os.environ.setdefault("MALLOC_ARENA_MAX", "1")
     if _will_sweep(sys.argv[1:]):
         ahead.start("graft.app.warm_up", {"HYDRA_FULL_ERROR": "1"})
     from graft.app import main  # with Hydra, which takes a quarter of a second
@@ -36,7 +39,7 @@ def run() -> NoReturn:
 def _will_sweep(arguments: Sequence[str]) -> bool:
     """Whether the launcher that there is by default will need a worker, as far as this tells.
 
-    What a file of an experiment says otherwise costs a process that is not used.
+    What a file says otherwise costs a process that is not used.
     """
     options = {one for one in arguments if one.startswith("-")}
     others = ("hydra/launcher", "hydra.launcher", "sweep.dry_run")

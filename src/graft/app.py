@@ -85,6 +85,8 @@ def main() -> int:
         if wants_traceback:
             raise
         code = _explain(error)
+        if code == 2 and _driver is None and _multirun is not None:
+            _remove_traces(_multirun, ())  # Hydra has made them before it composed the jobs
     except KeyboardInterrupt:
         code = 130
     except _Terminated as error:

@@ -12,7 +12,7 @@ import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from types import TracebackType
 from typing import Self, TypeVar
@@ -37,10 +37,19 @@ def count(device: torch.device) -> int:
 
 
 def each(work: Callable[[Input], Output], inputs: Sequence[Input], num_lanes: int) -> list[Output]:
-    """`work` of each input, in order; whichever lane is free takes the next."""
+    """`work` of each input, in order; whichever lane is free takes the next.
+
+    Nothing goes on after this, whatever ends it: the rest is dropped, what has begun is waited for.
+    """
     if num_lanes == 1 or len(inputs) == 1:
         return [work(one) for one in inputs]
-    return list(_pool(num_lanes, torch.get_num_threads()).map(work, inputs))
+    pool = _pool(num_lanes, torch.get_num_threads())
+    coming = [pool.submit(work, one) for one in inputs]
+    try:
+        return [one.result() for one in coming]
+    except BaseException:
+        wait([one for one in coming if not one.cancel()])
+        raise
 
 
 def one_ahead(items: Generator[Output]) -> Generator[Output]:

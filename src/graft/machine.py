@@ -111,7 +111,7 @@ def keep_memory() -> None:
     A network frees and asks for the same activations in every batch; each return costs a page
     fault for every 4 KB. All threads share them: what glibc keeps for each thread apart was half as
     much again at the peak (docs/decisions/0016). Of threads that are there already it stays apart,
-    so call this before any are started; a worker has MALLOC_ARENA_MAX from its start on.
+    so call this before any are started. Workers of the command have MALLOC_ARENA_MAX.
     """
     mallopt = _of_glibc("mallopt")
     if mallopt is not None:

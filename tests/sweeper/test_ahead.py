@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 from hydra.core.utils import JobReturn
+from omegaconf import OmegaConf
 
 from hydra_plugins.gpu_launcher import _ahead, ahead
 
 Launch = Callable[..., Sequence[JobReturn]]
 
 WARM = """
-import os, time
+import logging, os, time
 
 warm = []
 
@@ -29,6 +30,19 @@ def slowly():
 
 def refused(jobs):
     raise ValueError("refused")
+
+def registers():
+    from omegaconf import OmegaConf
+    OmegaConf.register_new_resolver("half_of", lambda text: f"{text} half")
+
+def talks():
+    for _ in range(12):
+        logging.getLogger("warm").warning("still here")
+        time.sleep(0.25)
+
+def starts():
+    from hydra_plugins.gpu_launcher import ahead
+    ahead.start("warm.starts")
 """
 
 
@@ -44,7 +58,7 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     sys.modules.pop("warm", None)
 
 
-def started(warm_up: str | None = None, **more: str) -> int:
+def started(warm_up: str = "warm.warm_up", **more: str) -> int:
     ahead.start(warm_up, more)
     process = _ahead._waiting[-1].process()
     assert process is not None
@@ -100,10 +114,80 @@ def test_one_that_is_not_the_same_is_ended_before_any_job_runs(
     assert not is_alive(pid)
 
 
-def test_another_environment_is_another_worker(launch: Launch) -> None:
-    pid = started(SOME_SETTING="1")
-    found = values(launch(lambda cfg: os.getpid(), [["a=1"]], launcher="slots"))
-    assert found != [pid] and not is_alive(pid)
+WARM_UP = "hydra.launcher.warm_up=warm.warm_up"
+
+
+@pytest.mark.parametrize("what", ["environment", "folder"])
+def test_another_environment_or_folder_is_another_worker(
+    launch: Launch, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = started(**({"SOME_SETTING": "1"} if what == "environment" else {}))
+    if what == "folder":
+        monkeypatch.chdir(tmp_path)
+    found = values(
+        launch(lambda cfg: (os.getpid(), os.getcwd()), [["a=1"]], WARM_UP, launcher="slots")
+    )
+    assert found[0][0] != pid and found[0][1] == os.getcwd() and not is_alive(pid)
+
+
+def test_with_gpus_it_is_the_worker_of_the_first(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8a,3")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    pid = started()
+
+    def task(cfg: Any) -> tuple[int, str]:
+        time.sleep(1)  # so that both slots have one
+        return os.getpid(), os.environ["CUDA_VISIBLE_DEVICES"]
+
+    found = values(launch(task, [["a=1"], ["a=2"]], WARM_UP, launcher="slots"))
+    assert (pid, "GPU-8a") in found and {device for _, device in found} == {"GPU-8a", "3"}
+
+
+def test_what_registers_something_while_it_warms_up_is_left_as_it_is(launch: Launch) -> None:
+    """By a worker that was not started ahead, that is."""
+
+    def task(cfg: Any) -> str:
+        return str(OmegaConf.create({"b": "${half_of:a}"}).b)
+
+    setting = "hydra.launcher.warm_up=warm.registers"
+    assert values(launch(task, [["a=1"]], setting, launcher="slots")) == ["a half"]
+
+
+def test_a_warm_up_that_logs_is_alive(launch: Launch) -> None:
+    settings = ["hydra.launcher.warm_up=warm.talks", "hydra.launcher.timeout_s=1.5"]
+    ahead.start("warm.talks")
+    assert values(launch(lambda cfg: cfg.a, [["a=1"]], *settings, launcher="slots")) == [1]
+
+
+def test_a_worker_starts_none(launch: Launch) -> None:
+    """An application may start one wherever it is imported: in the worker, too."""
+    pid = started("warm.starts")
+    setting = "hydra.launcher.warm_up=warm.starts"
+
+    def task(cfg: Any) -> tuple[int, int]:
+        from hydra_plugins.gpu_launcher import _ahead as own
+
+        return os.getpid(), len(own._waiting)
+
+    assert values(launch(task, [["a=1"]], setting, launcher="slots")) == [(pid, 0)]
+
+
+def test_who_ends_early_does_not_wait_until_gpus_are_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nsleep 5\necho 0\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    ahead.start("warm.warm_up")
+    (one,) = _ahead._waiting
+    time.sleep(0.3)
+    began = time.monotonic()
+    ahead.drop()
+    assert time.monotonic() - began < 2
+    assert one.process() is None  # nor is it started then
 
 
 def test_one_that_has_died_meanwhile_is_replaced(launch: Launch, capfd: Any) -> None:
@@ -112,7 +196,7 @@ def test_one_that_has_died_meanwhile_is_replaced(launch: Launch, capfd: Any) -> 
     deadline = time.monotonic() + 10
     while is_alive(pid) and time.monotonic() < deadline:
         time.sleep(0.01)
-    found = values(launch(lambda cfg: os.getpid(), [["a=1"]], launcher="slots"))
+    found = values(launch(lambda cfg: os.getpid(), [["a=1"]], WARM_UP, launcher="slots"))
     assert len(found) == 1 and found != [pid]
     assert "died" not in capfd.readouterr().err
 

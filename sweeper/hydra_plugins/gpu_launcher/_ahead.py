@@ -11,24 +11,29 @@ if TYPE_CHECKING:
     from hydra_plugins.gpu_launcher._process import Process
 
 _waiting: list["_Ahead"] = []
+_is_forbidden = False
 
 
-def start(warm_up: str | None = None, more: Mapping[str, str] | None = None) -> None:
+def start(warm_up: str, more: Mapping[str, str] | None = None) -> None:
     """Start the worker of the first slot that there is by default; returns at once.
 
+    In a worker it does nothing.
+
     Args:
-        warm_up: as the launcher's setting of that name.
+        warm_up: as the launcher's setting of that name. It is called before anything is known of
+            the jobs: what it registers with Hydra or OmegaConf is lost.
         more: what this process will have added to its environment when the launcher starts workers.
     """
-    _waiting.append(_Ahead({**os.environ, **(more or {})}, warm_up))
-    atexit.register(drop)
+    if not _is_forbidden:
+        _waiting.append(_Ahead(warm_up, {**os.environ, **(more or {})}))
+        atexit.register(drop)
 
 
 def take(environment: Mapping[str, str], warm_up: str | None) -> "Process | None":
-    """The process that was started with exactly this, if there is one."""
+    """The process that was started with exactly this, and here, if there is one."""
     for one in _waiting:
         process = one.process()
-        if process is not None and (one.environment, one.warm_up) == (environment, warm_up):
+        if process is not None and one.settings == (environment, os.getcwd(), warm_up):
             _waiting.remove(one)
             if process.popen.poll() is None:
                 return process
@@ -40,18 +45,23 @@ def take(environment: Mapping[str, str], warm_up: str | None) -> "Process | None
 def drop() -> None:
     """End what nobody has taken."""
     while _waiting:
-        process = _waiting.pop().process()
-        if process is not None:
-            process.kill()
-            process.close()
+        _waiting.pop().end()
+
+
+def forbid() -> None:
+    """For a worker: start nothing."""
+    global _is_forbidden
+    _is_forbidden = True
 
 
 class _Ahead:
-    """A process that is started in a thread: to ask for GPUs may take a while."""
+    """A process that is started in a thread: to ask for GPUs may take seconds."""
 
-    def __init__(self, environment: Mapping[str, str], warm_up: str | None) -> None:
-        self.environment, self.warm_up = environment, warm_up
+    def __init__(self, warm_up: str, environment: Mapping[str, str]) -> None:
+        self.settings: tuple[Mapping[str, str], str, str] = (environment, os.getcwd(), warm_up)
         self._process: Process | None = None
+        self._is_over = False
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._start, name="ahead", daemon=True)
         self._thread.start()
 
@@ -60,10 +70,21 @@ class _Ahead:
         self._thread.join()
         return self._process
 
+    def end(self) -> None:
+        """Does not wait for a process that is yet to be started: it never will be."""
+        with self._lock:
+            self._is_over = True
+        if self._process is not None:
+            self._process.kill()
+            self._process.close()
+
     def _start(self) -> None:
         from hydra_plugins.gpu_launcher import _devices
         from hydra_plugins.gpu_launcher._process import Process, environment
 
-        self.environment = environment(_devices.by_default()[0], self.environment)
-        with contextlib.suppress(OSError):
-            self._process = Process(self.environment, self.warm_up)
+        ours, cwd, warm_up = self.settings
+        seen = environment(_devices.by_default()[0], ours)
+        self.settings = (seen, cwd, warm_up)
+        with self._lock, contextlib.suppress(OSError):
+            if not self._is_over:
+                self._process = Process(seen, cwd, warm_up)

@@ -45,7 +45,7 @@ class Child:
         self._timed_out: TimedOut | None = None
         warm_up, work = start
         seen = environment(slot, os.environ)
-        self._process = _ahead.take(seen, warm_up) or Process(seen, warm_up)
+        self._process = _ahead.take(seen, warm_up) or Process(seen)
         self.pipe = self._process.pipe
         self.output = Output(self._process.popen, self._said)
         self._send(cloudpickle.dumps(slot.name))

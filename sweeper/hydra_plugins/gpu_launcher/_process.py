@@ -25,6 +25,10 @@ def environment(slot: Slot, ours: Mapping[str, str]) -> dict[str, str]:
 class Process:
     """A worker from its start on; its own side is `_worker.main`.
 
+    Args:
+        cwd: where it is started; None: where this process is.
+        ahead: see `_worker.main`.
+
     Attributes:
         pipe: what it is told, and what it says.
 
@@ -32,11 +36,13 @@ class Process:
         OSError: no process can be started.
     """
 
-    def __init__(self, environment: Mapping[str, str], warm_up: str | None) -> None:
+    def __init__(
+        self, environment: Mapping[str, str], cwd: str | None = None, ahead: str | None = None
+    ) -> None:
         ours, theirs = socket.socketpair()
         code = (
             "from hydra_plugins.gpu_launcher._worker import main; "
-            f"main({theirs.fileno()}, {os.getpid()}, {warm_up!r})"
+            f"main({theirs.fileno()}, {os.getpid()}, {ahead!r})"
         )
         with ours, theirs:
             self.popen = subprocess.Popen(
@@ -44,6 +50,7 @@ class Process:
                 # job prints is seen when it prints it.
                 [sys.executable, "-P", "-u", "-c", code],
                 env=environment,
+                cwd=cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

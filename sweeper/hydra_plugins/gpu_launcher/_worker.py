@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from types import FrameType
@@ -27,12 +27,12 @@ from hydra.core.utils import JobReturn, configure_log, setup_globals
 from hydra.errors import HydraException
 from tblib import pickling_support
 
-from hydra_plugins.gpu_launcher import _array, progress
+from hydra_plugins.gpu_launcher import _ahead, _array, progress
 from hydra_plugins.gpu_launcher._composed import compose_once
 from hydra_plugins.gpu_launcher._job import Job, Work, essence, exception, failed, in_words
 from hydra_plugins.gpu_launcher._pickle import dumps
 
-# What a process is started with (`warm_up`), and what it is told then: a pickle.
+# What a worker that was started ahead has to have called, and what every worker is told: a pickle.
 Start = tuple[str | None, bytes]
 # A message is one of these and a pickle.
 READY, ALIVE, DONE, TOLD = b"r", b"a", b"d", b"t"
@@ -53,7 +53,12 @@ def start_of(work: Work, *, is_live: bool, warm_up: str | None) -> Start:
 
     Must be called after the sweep's folder was named: the time in its name is kept with it.
     """
-    start = {"is_live": is_live, "work": work, "singletons": Singleton.get_state()}
+    start = {
+        "warm_up": warm_up,
+        "is_live": is_live,
+        "work": work,
+        "singletons": Singleton.get_state(),
+    }
     try:
         return warm_up, dumps(start)
     except Exception as error:
@@ -63,33 +68,28 @@ def start_of(work: Work, *, is_live: bool, warm_up: str | None) -> Start:
         ) from error
 
 
-def main(file: int, parent: int, warm_up: str | None) -> None:
+def main(file: int, parent: int, ahead: str | None = None) -> None:
     """Serve until the other end of the pipe is closed, or a signal says to stop.
 
     Args:
         file: the pipe's number.
         parent: the process at its other end.
-        warm_up: a function to call first, by its dotted path: nothing need be known of the jobs.
+        ahead: a function to call, by its dotted path, before anything is known of the jobs.
     """
     faulthandler.enable()  # a native library that crashes says where, in what the job prints
     # The terminal's Ctrl-C is for the launcher, which passes on an order of its own.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)
+    _ahead.forbid()  # what is imported here may be the application that started us
     pipe = Pipe(Connection(file))
     # The launcher must see the pipe end when this process does, whoever was started by a job.
     os.set_inheritable(file, False)
     os.register_at_fork(after_in_child=pipe.forget)
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
+    logging.setLogRecordFactory(pipe.telling(logging.getLogRecordFactory()))
     # Told to stop, the job has had its chance to save what it has.
     with contextlib.suppress(Closed, KeyboardInterrupt):
-        # Taken out of the pipe meanwhile: the launcher would else wait once it is full.
-        reader = ThreadPoolExecutor(1, "reader")
-        told = [reader.submit(pipe.receive) for _ in range(2)]
-        if warm_up is not None:
-            _warm_up(warm_up)
-        slot, start = (cloudpickle.loads(one.result()) for one in told)
-        reader.shutdown()
-        work = begun(start, pipe, slot)
+        work = begun(pipe, ahead)
         pipe.send(READY)
         while True:
             array = cloudpickle.loads(pipe.receive())
@@ -97,14 +97,17 @@ def main(file: int, parent: int, warm_up: str | None) -> None:
     _leave()
 
 
-def begun(start: Mapping[str, Any], pipe: "Pipe", slot: str) -> Work:
+def begun(pipe: "Pipe", ahead: str | None) -> Work:
     """Make this process what the launcher's is; returns what its jobs have in common."""
-    work: Work = start["work"]
+    slot, start = pipe.receive_while(_warm_up, ahead) if ahead else (pipe.receive(), pipe.receive())
+    told: Mapping[str, Any] = cloudpickle.loads(start)
     setup_globals()
-    Singleton.set_state(start["singletons"])
+    Singleton.set_state(told["singletons"])
+    work: Work = told["work"]
     compose_once(work.context)
-    logging.setLogRecordFactory(pipe.telling(logging.getLogRecordFactory()))
-    progress.use(pipe.tell, is_live=start["is_live"], slot=slot)
+    progress.use(pipe.tell, is_live=told["is_live"], slot=cloudpickle.loads(slot))
+    if not ahead and told["warm_up"] is not None:
+        _warm_up(told["warm_up"])
     return work
 
 
@@ -155,6 +158,17 @@ class Pipe:
             return self._connection.recv_bytes()
         except (EOFError, OSError) as error:
             raise Closed from error
+
+    def receive_while(self, work: Callable[[str], None], what: str) -> tuple[bytes, bytes]:
+        """The first two messages, and `work` done, of which they know nothing.
+
+        They are taken out meanwhile: whoever sends would else wait once the pipe is full.
+        """
+        reader = ThreadPoolExecutor(1, "reader")
+        first, second = (reader.submit(self.receive) for _ in range(2))
+        reader.shutdown(wait=False)
+        work(what)
+        return first.result(), second.result()
 
     def send(self, kind: bytes, blob: bytes = b"") -> None:
         try:
