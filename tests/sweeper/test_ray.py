@@ -212,10 +212,16 @@ def test_a_silent_job_is_ended_and_one_that_logs_is_not(
 
 
 @pytest.mark.slow
-def test_what_jobs_print_is_seen_once_with_its_slot(far: Launch, capfd: Any) -> None:
+def test_what_jobs_print_is_seen_once_with_its_slot(
+    far: Launch, tmp_path: Path, capfd: Any
+) -> None:
     def task(cfg: Any) -> None:
         print(f"hello from {cfg.a}")
         print(f"trouble in {cfg.a}", file=sys.stderr)
+        (tmp_path / f"{cfg.a}.began").touch()
+        deadline = time.monotonic() + 60  # or one slot may have both before the other is ready
+        while len(list(tmp_path.glob("*.began"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
 
     far(task, jobs(2))
     out, error = capfd.readouterr()
