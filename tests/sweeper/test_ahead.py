@@ -36,7 +36,7 @@ def registers():
     OmegaConf.register_new_resolver("half_of", lambda text: f"{text} half")
 
 def talks():
-    for _ in range(12):
+    for _ in range(20):
         logging.getLogger("warm").warning("still here")
         time.sleep(0.25)
 
@@ -131,14 +131,17 @@ def test_another_environment_or_folder_is_another_worker(
 
 
 def test_with_gpus_it_is_the_worker_of_the_first(
-    launch: Launch, monkeypatch: pytest.MonkeyPatch
+    launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8a,3")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     pid = started()
 
     def task(cfg: Any) -> tuple[int, str]:
-        time.sleep(1)  # so that both slots have one
+        (tmp_path / f"{cfg.a}.began").touch()
+        deadline = time.monotonic() + 60  # or one slot may have both before the other is ready
+        while len(list(tmp_path.glob("*.began"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
         return os.getpid(), os.environ["CUDA_VISIBLE_DEVICES"]
 
     found = values(launch(task, [["a=1"], ["a=2"]], WARM_UP, launcher="slots"))
@@ -156,7 +159,7 @@ def test_what_registers_something_while_it_warms_up_is_left_as_it_is(launch: Lau
 
 
 def test_a_warm_up_that_logs_is_alive(launch: Launch) -> None:
-    settings = ["hydra.launcher.warm_up=warm.talks", "hydra.launcher.timeout_s=1.5"]
+    settings = ["hydra.launcher.warm_up=warm.talks", "hydra.launcher.timeout_s=3"]
     ahead.start("warm.talks")
     assert values(launch(lambda cfg: cfg.a, [["a=1"]], *settings, launcher="slots")) == [1]
 

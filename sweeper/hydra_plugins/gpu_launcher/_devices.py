@@ -23,17 +23,14 @@ class Slot:
     environment: Mapping[str, str]
 
 
-def by_default() -> list[Slot]:
-    """The slots where nothing is asked for: one a visible GPU, or one without any."""
+def by_default(per_gpu: int = 1) -> list[Slot]:
+    """The slots where no device is asked for: of every visible GPU, or one without any."""
     visible = visible_gpus()
-    return on_gpus(visible, 1) if visible else on_processors(1)
+    return on_gpus(visible, per_gpu) if visible else on_processors(1)
 
 
 def on_gpus(gpus: Sequence[str], per_gpu: int) -> list[Slot]:
-    """Args:
-    gpus: identifiers, as CUDA_VISIBLE_DEVICES takes them.
-    per_gpu: how many slots share one.
-    """
+    """Slots of GPUs, given as CUDA_VISIBLE_DEVICES takes them; so many share one."""
     threads = _threads(len(gpus) * per_gpu)
     return [
         Slot(

@@ -4,7 +4,13 @@ from collections.abc import Sequence
 
 from hydra.errors import HydraException
 
-from hydra_plugins.gpu_launcher._devices import Slot, on_gpus, on_processors, visible_gpus
+from hydra_plugins.gpu_launcher._devices import (
+    Slot,
+    by_default,
+    on_gpus,
+    on_processors,
+    visible_gpus,
+)
 
 
 def slots(gpus: Sequence[int | str] | None, per_gpu: int, cpu_slots: int | None) -> list[Slot]:
@@ -28,9 +34,9 @@ def slots(gpus: Sequence[int | str] | None, per_gpu: int, cpu_slots: int | None)
         if cpu_slots < 1:
             raise HydraException(f"hydra.launcher.cpu_slots={cpu_slots}: at least one is needed.")
         return on_processors(cpu_slots)
-    visible = visible_gpus()
-    chosen = visible if gpus is None else _chosen(gpus, visible)
-    return on_gpus(chosen, per_gpu) if chosen else on_processors(1)
+    if gpus is None:
+        return by_default(per_gpu)
+    return on_gpus(_chosen(gpus, visible_gpus()), per_gpu)
 
 
 def _chosen(gpus: Sequence[int | str], visible: Sequence[str]) -> list[str]:
