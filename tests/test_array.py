@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from graft import groups, lanes, train
+from graft import groups, lanes, machine, train
 from graft.config import (
     SGD,
     Adam,
@@ -560,7 +560,7 @@ def test_memory_is_counted_for_what_runs_do_not_share(
     base = replace(tiny_config, strategy=HeadOnly(), epochs=1, cache=Cache(enabled=False))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(groups, "_fitting", noted)
-        patch.setattr(groups, "available_bytes", lambda: 2**34)
+        patch.setattr(machine, "available_bytes", lambda: 2**34)
         twins = {f"{lr:g}": replace(base, optimizer=Adam(lr=lr)) for lr in (1e-2, 1e-3)}
         others = {f"{s}": replace(base, model=replace(base.model, head_seed=s)) for s in (1, 2)}
         for name, configs in (("twins", twins), ("others", others)):

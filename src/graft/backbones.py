@@ -63,6 +63,16 @@ def build(config: Model, num_outputs: int, *, seed: int, image_size: int) -> Net
     return network
 
 
+def stamp(config: Model) -> object:
+    """What tells whether the file that `build` would read is still the same."""
+    if config.weights == "none":
+        return None
+    is_published = config.weights == "imagenet"
+    path = _imagenet_file(find(config.name)) if is_published else _own_file(config.weights)
+    status = path.stat()
+    return path, status.st_size, status.st_mtime_ns
+
+
 def check(config: Model, *, image_size: int) -> None:
     """Say now what `build` would say later; a download that is needed happens here.
 

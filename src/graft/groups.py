@@ -8,9 +8,9 @@ from torch import nn
 
 from graft import lanes, machine
 from graft.config import RunConfig
-from graft.data.pictures import available_bytes
 from graft.fit.learner import autocast
 from graft.fit.loop import can_stack
+from graft.fit.recorded import LANES
 from graft.network import Network
 from graft.run import Run
 from graft.supply import Supply
@@ -56,11 +56,13 @@ def groups(runs: Sequence[Run], fed: Supply, own: Cut | None, network: Network) 
 
 
 def _lanes(runs: Sequence[Run], fed: Supply, own: Cut | None, network: Network) -> int:
-    found = lanes.count(torch.device(fed.config.device))
-    if found == 1:
-        return 1
-    left = min(MAX_BESIDE_BYTES, available_bytes() // 4) - _held_bytes(runs, network)
-    if left < 0:
+    device, held = torch.device(fed.config.device), _held_bytes(runs, network)
+    if device.type == "cuda":  # where what the first one holds is still to come
+        found, room = LANES, machine.free_gpu_bytes(device) // 2 - held
+    else:
+        found, room = lanes.count(device), min(MAX_BESIDE_BYTES, machine.available_bytes() // 4)
+    left = room - held
+    if found == 1 or left < 0:
         return 1
     tail = own.tail_of(network.module) if own else network.module
     return found if _kept_bytes(tail, fed, network) <= left else 1
@@ -68,10 +70,7 @@ def _lanes(runs: Sequence[Run], fed: Supply, own: Cut | None, network: Network) 
 
 def _fitting(runs: Sequence[Run], fed: Supply, network: Network) -> int:
     """How many runs half the free memory holds."""
-    if fed.config.device.startswith("cuda"):
-        free = machine.free_gpu_bytes(torch.device(fed.config.device))
-    else:
-        free = available_bytes()
+    free = machine.free_bytes(torch.device(fed.config.device))
     return max(1, int(free / 2 / _held_bytes(runs, network)))
 
 

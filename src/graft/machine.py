@@ -96,6 +96,26 @@ def has_tf32(device: str) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
+def available_bytes() -> int:
+    """Memory that could be used now without swapping, a container's limit respected."""
+    names = ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES")
+    pages = next(os.sysconf(name) for name in names if name in os.sysconf_names)
+    found = pages * os.sysconf("SC_PAGE_SIZE")
+    # Free pages leave out those that hold cached files, which Linux gives back when asked.
+    for line in _read(Path("/proc/meminfo")).splitlines():
+        if line.startswith("MemAvailable:"):
+            found = int(line.split()[1]) * 1024
+    for line in _read(Path("/sys/fs/cgroup/memory.max")).splitlines():
+        if line.isdigit():
+            found = min(found, int(line))
+    return found
+
+
+def free_bytes(device: "torch.device") -> int:
+    """What tensors on a device may still take."""
+    return free_gpu_bytes(device) if device.type == "cuda" else available_bytes()
+
+
 def free_gpu_bytes(device: "torch.device") -> int:
     """What tensors may still take of a GPU: PyTorch's blocks that nothing is in count as free."""
     import torch

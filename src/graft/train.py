@@ -60,6 +60,8 @@ def num_outputs(classes: Sequence[str]) -> int:
 
 # How many runs' files are written at a time: while a disk has one, the next is put together.
 WRITERS = 2
+# A network is kept for the next array if so many of its size are free.
+SHARE_KEPT = 50
 # How long a run's rows of metrics may wait before they are written and sent.
 WRITE_S = 1.0
 # How long an array waits for other processes that train runs of it: they may be dying.
@@ -143,6 +145,12 @@ def train_array(
 
 def build_network(config: RunConfig, classes: Sequence[str], device: torch.device) -> Network:
     """The run's network on its device, frozen as its strategy says."""
+    network = _built(config, classes, device)
+    network.freeze(config.strategy.trainable(list(network.blocks)))
+    return network
+
+
+def _built(config: RunConfig, classes: Sequence[str], device: torch.device) -> Network:
     assert config.image_size is not None
     network = backbones.build(
         config.model, num_outputs(classes), seed=config.seed, image_size=config.image_size
@@ -150,15 +158,45 @@ def build_network(config: RunConfig, classes: Sequence[str], device: torch.devic
     # Convolutions work on channels-last tensors; in the other order each one converts and, on two
     # cores, ran at half the speed at best (docs/decisions/0006).
     network.module.to(device).to(memory_format=torch.channels_last)
-    network.freeze(config.strategy.trainable(list(network.blocks)))
     return network
+
+
+class _Kept:
+    """The network that was built last, with its first values, for arrays that begin with it too.
+
+    Arrays of a sweep differ most often in their strategy; to read weights and to draw the first
+    values of a head can take longer than an epoch on stored activations.
+    """
+
+    def __init__(self) -> None:
+        self._key: object = None
+        self._network: Network | None = None
+
+    def network(self, config: RunConfig, classes: Sequence[str], device: torch.device) -> Network:
+        """As `build_network` makes it."""
+        stamp = backbones.stamp(config.model)
+        key = (config.model, len(classes), config.seed, config.image_size, device, stamp)
+        if key != self._key:
+            self._network = None  # before another takes memory
+            self._network, self._key = _built(config, classes, device), key
+        assert self._network is not None
+        found = self._network
+        if SHARE_KEPT * 4 * found.counts()["total"] > machine.free_bytes(device):
+            self._network = self._key = None
+        else:
+            found = found.twin()  # of all: till now everything trains
+        found.freeze(config.strategy.trainable(list(found.blocks)))
+        return found
+
+
+_kept = _Kept()
 
 
 def _train(runs: Sequence[Run], dataset: LoadedDataset, beside: Sequence[RunConfig]) -> None:
     config, examples = runs[0].config, dataset.examples
     with _sharing(runs, "prepare"):
         device = torch.device(config.device)
-        network = build_network(config, examples.classes, device)
+        network = _kept.network(config, examples.classes, device)
         others = _cuts_beside(network, config, beside)
         own = cut(network.module)
         log.info("  %s", network.source)
@@ -176,8 +214,10 @@ def _train(runs: Sequence[Run], dataset: LoadedDataset, beside: Sequence[RunConf
     try:
         for group in groups(runs, fed, own, network):
             _train_group(group, fed, own, networks)
-    finally:
+    except Exception:
         fed.close()
+        raise
+    fed.close()  # not of who interrupts: it may have to wait for the disk
 
 
 class _Networks:

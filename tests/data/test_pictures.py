@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from graft import machine
 from graft.data.decode import Unreadable, decode, opened, rgb
-from graft.data.pictures import Pictures, available_bytes, normalise
+from graft.data.pictures import Pictures, normalise
 
 SIZE = 32
 
@@ -444,7 +445,7 @@ def test_threads_may_share_the_pictures(paths: list[Path]) -> None:
 
 def test_available_memory_is_plausible() -> None:
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert 2**26 < available_bytes() <= physical
+    assert 2**26 < machine.available_bytes() <= physical
 
 
 def test_a_picture_within_its_header_is_not_trusted(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ N examples of the table, B examples of a batch, S the side in pixels. decode.py 
 which a file becomes pixels.
 """
 
-import os
+import functools
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from graft import machine
 from graft.data.decode import Unreadable, decode_all
 from graft.data.decoders import Decoders
 
@@ -25,11 +26,14 @@ def normalise(pictures: torch.Tensor, mean: Sequence[float], std: Sequence[float
 
     In this order of operations it is bit for bit torchvision's ToTensor, then Normalize.
     """
-    means, stds = (
-        torch.tensor(list(values), dtype=torch.float32, device=pictures.device)[:, None, None]
-        for values in (mean, std)
-    )
+    means, stds = (_channels(tuple(values), pictures.device) for values in (mean, std))
     return pictures.to(torch.float32).div_(255).sub_(means).div_(stds)
+
+
+@functools.lru_cache(maxsize=4)
+def _channels(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """float32 [C, 1, 1]; made once, as to make it on a GPU waits for what that is doing."""
+    return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
 
 
 class Pictures:
@@ -64,7 +68,7 @@ class Pictures:
         """
         self._paths, self._size, self._max_pixels = paths, size, max_pixels
         self._digests = digests
-        limit = available_bytes() // 4 if memory_limit_bytes is None else memory_limit_bytes
+        limit = machine.available_bytes() // 4 if memory_limit_bytes is None else memory_limit_bytes
         shape = (len(paths), 3, size, size)
         # Pages of an empty array are taken only when they are written.
         self._kept = np.empty(shape, dtype=np.uint8) if np.prod(shape) <= limit else None
@@ -164,25 +168,3 @@ class Pictures:
 
 
 _Pending = list[tuple[NDArray[np.int64], "Future[NDArray[np.uint8]]"]]
-
-
-def available_bytes() -> int:
-    """Memory that could be used now without swapping, a container's limit respected."""
-    names = ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES")
-    pages = next(os.sysconf(name) for name in names if name in os.sysconf_names)
-    found = pages * os.sysconf("SC_PAGE_SIZE")
-    # Free pages leave out those that hold cached files, which Linux gives back when asked.
-    for line in _lines("/proc/meminfo"):
-        if line.startswith("MemAvailable:"):
-            found = int(line.split()[1]) * 1024
-    for line in _lines("/sys/fs/cgroup/memory.max"):
-        if line.isdigit():
-            found = min(found, int(line))
-    return found
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []

@@ -1,11 +1,10 @@
 """One run of an array while it trains."""
 
 import math
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -15,6 +14,7 @@ from graft.errors import Diverged, Pruned
 from graft.fit.checkpoint import State
 from graft.fit.losses import correct, loss
 from graft.fit.optim import factor, moments, optimizer, set_moments, set_rate
+from graft.fit.random_numbers import RandomNumbers
 from graft.fit.recorded import Recorder
 
 
@@ -27,9 +27,6 @@ class Network(Protocol):
     def eval(self) -> None: ...
     def restore(self, path: Path) -> None: ...
 
-
-# torch draws from one generator a device, whichever thread asks.
-_DRAWING = threading.Lock()
 
 # Told of an epoch (1-based) and the metric that selects in it; says in words why the run is not
 # worth going on with, or nothing.
@@ -69,7 +66,7 @@ class Learner:
         self._factor = factor(config.schedule, config.epochs)
         self._steps_per_epoch, self.steps, self._rate = steps_per_epoch, 0, 0.0
         self.recorder = recorder(config, device)
-        self.random_state = _first_random_state(config.seed, device)
+        self.random = RandomNumbers(config.seed, device)
         self.history: list[dict[str, float]] = []
         self.best_epoch = 0
         self.best_state: dict[str, torch.Tensor] = {}
@@ -83,14 +80,13 @@ class Learner:
 
     def step(self, activations: tuple[torch.Tensor, ...], labels: torch.Tensor) -> None:
         """One optimizer step on a batch: what the trunk made of it, and labels [B]."""
-        if self.optimizer is None:
-            self.optimizer = self._new_optimizer()
-        set_rate(self.optimizer, self.rate())
-        if self.device.type == "cuda":  # recorded or not: a step as a whole
-            with self.own_random_numbers():
+        with self.recorder.lane(labels, *activations):
+            if self.optimizer is None:
+                self.optimizer = self._new_optimizer()
+            set_rate(self.optimizer, self.rate())
+            # On a GPU, recorded or not, those of a step as a whole.
+            with self.random.drawn() if self.device.type == "cuda" else nullcontext():
                 self.recorder.run(self._asked_step, labels, *activations)
-        else:
-            self._asked_step(labels, *activations)
         self.count(len(labels))
 
     def rate(self) -> float:
@@ -209,7 +205,7 @@ class Learner:
         return State(
             self.history, self.best_epoch, self.steps, self.scaler.state_dict(),
             trained=trained_tensors(self.network.module), best={} if is_best else self.best_state,
-            moments=kept, random=self.random_state,
+            moments=kept, random=self.random.state,
         )  # fmt: skip
 
     @torch.no_grad()
@@ -219,7 +215,7 @@ class Learner:
         for name, tensor in own.items():
             tensor.copy_(state.trained[name])
         self.history, self.best_epoch = list(state.history), state.best_epoch
-        self.steps, self.random_state = state.steps, state.random
+        self.steps, self.random.state = state.steps, state.random
         self.first_moments = state.moments
         if state.scaler:
             self.scaler.load_state_dict(dict(state.scaler))
@@ -246,7 +242,7 @@ class Learner:
         """What a device does in a step: see `recorded.py`."""
         assert self.optimizer is not None
         # Nothing is random behind the forward pass; who trains beside need not wait for longer.
-        own = nullcontext() if self.device.type == "cuda" else self.own_random_numbers()
+        own = nullcontext() if self.device.type == "cuda" else self.random.drawn()
         with own, self.autocast():
             logits = self.tail(*activations)
         value = self.summed_loss(logits.float(), labels)
@@ -254,18 +250,6 @@ class Learner:
         torch.autograd.backward(self.scaler.scale(value))
         self.scaler.step(self.optimizer)
         self.scaler.update()
-
-    @contextmanager
-    def own_random_numbers(self) -> Iterator[None]:
-        """What is random in here draws from the learner's own state: one learner at a time."""
-        with _DRAWING:
-            before = _random_state(self.device)
-            _set_random_state(self.random_state, self.device)
-            try:
-                yield
-            finally:
-                self.random_state = _random_state(self.device)
-                _set_random_state(before, self.device)
 
 
 def recorder(config: RunConfig, device: torch.device) -> Recorder:
@@ -298,19 +282,3 @@ def copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _has_trained_parameters(module: nn.Module) -> bool:
     return any(p.requires_grad for p in module.parameters(recurse=False))
-
-
-def _first_random_state(seed: int, device: torch.device) -> Any:
-    generator = torch.Generator(device).manual_seed(seed)
-    return generator.get_state()
-
-
-def _random_state(device: torch.device) -> Any:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def _set_random_state(state: Any, device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    else:
-        torch.set_rng_state(state)

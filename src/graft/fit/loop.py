@@ -78,9 +78,11 @@ def fit(
     together = stacks(learners) if can_stack(learners[0].tail, learners[0].config) else []
     stacked = {learner for stack in together for learner in stack.learners}
     separate = [learner for learner in active if learner not in stacked]
-    Recorder.share_memory([learner.recorder for learner in separate])
+    num_lanes = min(num_lanes, len(separate))
+    Recorder.in_lanes([learner.recorder for learner in separate], num_lanes)
     (behind,) = {len(learner.history) for learner in learners}
-    with Lanes(min(num_lanes, len(separate))) as lanes:
+    # A GPU's lanes are streams, which this thread asks for steps.
+    with Lanes(num_lanes if learners[0].device.type == "cpu" else 1) as lanes:
         for epoch in range(behind + 1, max(learner.config.epochs for learner in learners) + 1):
             started = time.monotonic()
             for learner in active:
@@ -97,6 +99,8 @@ def fit(
                 if all(learner.error for learner in active):
                     break
             lanes.wait()
+            for learner in separate:
+                learner.recorder.wait()
             active = [learner for learner in active if learner.error is None]
             logits = evaluate(active, trunk, val_batches(), lanes)
             seconds = time.monotonic() - started

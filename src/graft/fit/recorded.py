@@ -3,12 +3,16 @@
 A step of a small tail takes a GPU less time than it takes Python to ask for its hundreds of
 kernels, one by one. Recorded, they are asked for at once. They are the same kernels on the same
 numbers, so a recorded step changes no bit.
+
+Nor does it where the steps of two runs are made side by side, each run's in a lane of its own, a
+CUDA stream. While one's optimizer waits for memory another's convolutions compute, and what
+either leaves idle between two kernels is taken.
 """
 
 import functools
 import logging
 import traceback
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,12 +27,16 @@ log = logging.getLogger("graft")
 # Steps of a kind that are asked for kernel by kernel before one is recorded: the first ones set up
 # what later ones find, an optimizer's state above all.
 ASKED_FIRST = 3
+# Lanes of a GPU: four were hardly faster than two (docs/decisions/0019).
+LANES = 2
+# Steps that a lane is asked for before the first of them is done: so many batches are held.
+AHEAD = 4
 
 Step = Callable[..., None]
 
 
 class Recorder:
-    """Runs a step on batches; on a GPU, from its fourth time on, as one launch.
+    """Runs a step on batches; on a GPU in a lane, and from its fourth time on as one launch.
 
     Args:
         device: of all tensors.
@@ -38,10 +46,32 @@ class Recorder:
     def __init__(self, device: torch.device, *, is_on: bool) -> None:
         self._device = device
         self._is_on = is_on and device.type == "cuda"
+        self._lane, self._is_beside = 0, False
+        self._open: deque[tuple[torch.cuda.Event, tuple[torch.Tensor, ...]]] = deque()
         self.forget()
 
+    @contextmanager
+    def lane(self, *inputs: torch.Tensor) -> Iterator[None]:
+        """All that a step asks of the device belongs in here, and its batch is named.
+
+        It begins when all is done that was asked for before, but for what other lanes do.
+        """
+        if self._device.type != "cuda":
+            yield
+            return
+        own, current = _stream(self._device, self._lane), torch.cuda.current_stream(self._device)
+        own.wait_stream(current)
+        try:
+            with torch.cuda.stream(own):
+                yield
+        finally:
+            if self._is_beside:
+                self._go_on(inputs)
+            else:
+                current.wait_stream(own)
+
     def run(self, step: Step, *inputs: torch.Tensor) -> None:
-        """The step on a batch.
+        """The step on a batch, in the lane.
 
         Args:
             step: the same each time. What it reads and writes besides `inputs` has to stay where it
@@ -62,8 +92,13 @@ class Recorder:
             self._recordings[kind].replay(inputs)
             return
         self._asked[kind] += 1
-        with _own_stream(self._device):  # as it will be recorded
-            step(*inputs)
+        step(*inputs)
+
+    def wait(self) -> None:
+        """What is asked for next begins when the lane has done all that it was asked for."""
+        if self._is_beside:
+            torch.cuda.current_stream(self._device).wait_stream(_stream(self._device, self._lane))
+            self._open.clear()
 
     def forget(self) -> None:
         """Give memory back; another step may come next."""
@@ -74,15 +109,27 @@ class Recorder:
         self._pool = torch.cuda.graph_pool_handle() if self._is_on else None
 
     @staticmethod
-    def share_memory(recorders: "Sequence[Recorder]") -> None:
-        """Of steps that run one after the other, before any is recorded.
+    def in_lanes(recorders: "Sequence[Recorder]", num_lanes: int) -> None:
+        """Before any step: recorders of one device take turns, or make their steps side by side.
 
-        What lies between forward and backward is then there once, and not once for each.
+        Side by side, `wait` before looking at what steps have made. Those of a lane take turns, and
+        share memory: what lies between forward and backward is there once, and not once for each.
         """
-        for recorder in recorders:
-            recorder._pool = recorders[0]._pool
+        for number, recorder in enumerate(recorders):
+            recorder._lane = number % num_lanes
+            recorder._is_beside = num_lanes > 1 and recorder._device.type == "cuda"
+            recorder._pool = recorders[recorder._lane]._pool
 
     # --- inside ---------------------------------------------------------------------------
+
+    def _go_on(self, inputs: tuple[torch.Tensor, ...]) -> None:
+        """Without waiting for a step, but not too far; till it is done its batch is held, whose
+        memory would else be given to the next."""
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done.record(_stream(self._device, self._lane))
+        self._open.append((done, inputs))
+        if len(self._open) > AHEAD:
+            self._open.popleft()[0].synchronize()
 
     def _record(self, kind: object, step: Step, inputs: tuple[torch.Tensor, ...]) -> None:
         """Recording runs nothing. What cannot be recorded is asked for as before."""
@@ -108,7 +155,7 @@ class _Recording:
         self._graph = torch.cuda.CUDAGraph()
         failed: Exception | None = None
         # What is collected might be another recording: a device that records does not let it go.
-        with _own_stream(device), without_collector():
+        with without_collector():
             # Other threads, which fetch the next batches, may go on with what they do.
             self._graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
@@ -138,15 +185,5 @@ class _Recording:
 
 
 @functools.cache
-def _stream(device: torch.device) -> torch.cuda.Stream:
+def _stream(device: torch.device, number: int) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-
-
-@contextmanager
-def _own_stream(device: torch.device) -> Iterator[None]:
-    """Work in here runs behind what was asked for before, and before what is asked for later."""
-    own, current = _stream(device), torch.cuda.current_stream(device)
-    own.wait_stream(current)
-    with torch.cuda.stream(own):
-        yield
-    current.wait_stream(own)

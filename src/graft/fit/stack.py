@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from graft.config import SGD, Adam, AdamW
 from graft.fit.learner import Learner, recorder
+from graft.fit.random_numbers import RandomNumbers
 
 # A larger head is bound by the memory that its weights move through. On a CPU one of 0.1 million
 # weights takes twice as long in a stack if it is alone, one of 0.6 million takes longer in any
@@ -111,6 +112,9 @@ class Stack:
         self._streams = [
             (one.config.seed, *rate) for one, rate in zip(learners, rates, strict=True)
         ]
+        shared: dict[tuple[float, ...], RandomNumbers] = {}
+        for learner, stream in zip(learners, self._streams, strict=True):
+            learner.random = shared.setdefault(stream, learner.random)
         self._among: set[Learner] = set()
         self._recorder = recorder(learners[0].config, learners[0].device)
 
@@ -122,8 +126,9 @@ class Stack:
         if among != self._among:
             self._among = set(among)
             self._recorder.forget()
-        self._optimizer.prepare([learner.rate() for learner in self.learners])
-        self._recorder.run(self._asked_step, labels, x, *self._masks(x))
+        with self._recorder.lane(labels, x):
+            self._optimizer.prepare([learner.rate() for learner in self.learners])
+            self._recorder.run(self._asked_step, labels, x, *self._masks(x))
         for learner in among:
             learner.count(len(labels))
 
@@ -189,15 +194,11 @@ class Stack:
 
     def _mask(self, number: int, shape: Sequence[int], device: torch.device) -> torch.Tensor:
         masks: dict[tuple[float, ...], torch.Tensor] = {}
-        drawn: dict[tuple[float, ...], Learner] = {}
         for k, (learner, stream) in enumerate(zip(self.learners, self._streams, strict=True)):
             if stream not in masks:
-                with learner.own_random_numbers():
+                with learner.random.drawn():
                     ones = torch.ones(shape, device=device)
                     masks[stream] = F.dropout(ones, self._dropouts(k)[number].p)
-                drawn[stream] = learner
-            # As if it had drawn them itself: it may go on in other company.
-            learner.random_state = drawn[stream].random_state
         if len(masks) == 1:
             return next(iter(masks.values()))
         every = [masks[stream] for stream in self._streams]

@@ -19,6 +19,7 @@ from graft.trunk.activations import Activations, View
 from graft.trunk.cut import Cut
 from graft.trunk.exits import Exit
 from graft.trunk.fill import Rows
+from graft.trunk.held import Held
 from graft.trunk.rows import RowFormat, Stored
 from graft.trunk.store import Store
 
@@ -99,11 +100,14 @@ class Shelf:
             return min(int(0.9 * free), self.store.limit_bytes or free)
         return self.store.limit_bytes or 0
 
-    def activations(self, format: RowFormat, found: Mapping[str, Rows]) -> Activations:
+    def activations(
+        self, format: RowFormat, found: Mapping[str, Rows], held: Held | None = None
+    ) -> Activations:
+        """`held`: where the rows are on the device already."""
         count = len(self.input.examples.ids)
         seen = {}
         for view, rows in found.items():
             position = np.full(count, -1, dtype=np.int64)
             position[self.rows[view]] = np.arange(len(self.rows[view]))
             seen[view] = View(rows, position)
-        return Activations(format, seen, self.input.device)
+        return Activations(format, seen, self.input.device, held)

@@ -3,16 +3,16 @@
 import functools
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
 from torch.fx import GraphModule
 
-from graft import plan
+from graft import machine, plan
 from graft.config import RunConfig
 from graft.data.augment import FIXED, fixed_views
-from graft.data.pictures import available_bytes
 from graft.progress import Counter
 from graft.supply.batches import Input
 from graft.supply.origin import Origin
@@ -21,7 +21,8 @@ from graft.trunk import exits, key
 from graft.trunk.activations import Activations
 from graft.trunk.cut import Cut
 from graft.trunk.exits import Exit
-from graft.trunk.fill import InMemory, Rows, Wanted, fill_or_remember
+from graft.trunk.fill import OnDevice, Rows, Wanted, fill_or_remember
+from graft.trunk.held import Held, copy
 from graft.trunk.rows import NotRows, RowFormat
 from graft.trunk.run import Frozen, Pace
 from graft.trunk.store import Store
@@ -53,7 +54,7 @@ def stored(
     place = place_of(own, own.exits)
     found = shelf.find(place)
     if found is not None:
-        return _opened(shelf, place, *found, None, Origin(own.at, "reused"), started)
+        return _opened(shelf, *found, None, Origin(own.at, "reused"), started)
     probe = next(pictures.batches([np.arange(min(PROBE, len(pictures.examples.ids)))]))
     try:
         chosen = _choose(config, shelf, own, probe, autocast)
@@ -67,26 +68,24 @@ def stored(
     found = shelf.find(place) if left is not None else None
     if found is not None:
         origin = Origin(own.at, "reused", why=chosen.why)
-        return _opened(shelf, place, *found, left, origin, started)
+        return _opened(shelf, *found, left, origin, started)
     others = [place_of(cut, cut.exits) for cut in beside] if left is None else []
     filled = _filled(shelf, [place, *others], probe, autocast, pace)
     if filled is None:
         return "neither the cache nor memory has room"
-    format, rows, is_stored = filled
-    origin = Origin(
-        own.at, "built" if is_stored else "memory", why=chosen.why, difference=pace.difference
-    )
-    return _opened(shelf, place, format, rows, left, origin, started)
+    source: Literal["built", "memory"] = "built" if filled.is_stored else "memory"
+    origin = Origin(own.at, source, why=chosen.why, difference=pace.difference)
+    return _opened(shelf, filled.format, filled.rows, left, origin, started, filled.held)
 
 
 def _opened(
     shelf: Shelf,
-    place: Place,
     format: RowFormat,
     found: Mapping[str, Rows],
     left: GraphModule | None,
     origin: Origin,
     started: float,
+    held: Held | None = None,
 ) -> Found:
     whole = replace(
         origin,
@@ -95,7 +94,7 @@ def _opened(
         gigabytes=round(shelf.num_rows * format.row_bytes / 1e9, 4),
         seconds=round(time.monotonic() - started, 2),
     )
-    return shelf.activations(format, found), left, whole
+    return shelf.activations(format, found, held), left, whole
 
 
 def _choose(
@@ -135,18 +134,29 @@ def place_of(cut: Cut, exit: Exit) -> Place:
     return Place(cut, exit, at, key.digest_of(exits.prefix(cut.trunk, [exit])))
 
 
+@dataclass(frozen=True)
+class _Filled:
+    """What one place was filled with.
+
+    Attributes:
+        rows: of each view.
+        held: where they are on the device already.
+    """
+
+    format: RowFormat
+    rows: Mapping[str, Rows]
+    is_stored: bool
+    held: Held | None
+
+
 def _filled(
     shelf: Shelf,
     places: Sequence[Place],
     probe: torch.Tensor,
     autocast: Callable[[], torch.autocast],
     pace: Pace,
-) -> tuple[RowFormat, dict[str, Rows], bool] | None:
-    """Fill the first place, and in the same pass the others as far as one trunk holds them all.
-
-    Returns:
-        Of the first place: the format, each view's rows, whether they are stored.
-    """
+) -> _Filled | None:
+    """Fill the first place, and in the same pass the others as far as one trunk holds them all."""
     places, module = _together(places, probe, autocast)
     frozen = Frozen(module, autocast, pace, is_for_storing=True)
     tensors = iter(frozen(probe))
@@ -157,7 +167,9 @@ def _filled(
     fitting = _fitting(shelf, places, formats)
     if len(fitting) < len(places):
         return _filled(shelf, fitting, probe, autocast, pace)
-    memory = available_bytes() // MEMORY_SHARE
+    sizes = {view: len(rows) for view, rows in shelf.rows.items()}
+    held = Held.fitting(sizes, formats[0].row_bytes, shelf.input.device)
+    memory = machine.available_bytes() // MEMORY_SHARE
     rows: dict[str, Rows] = {}
     store: Store | None = shelf.store
     with Counter("trunk", shelf.num_rows) as counter:
@@ -169,19 +181,21 @@ def _filled(
             for view in shelf.names
         }
         for view, wanted in _free_first(store, every):
+            kept = held.of(view) if held is not None else None
             found = fill_or_remember(
-                store, wanted, len(shelf.rows[view]), frozen,
-                functools.partial(_inputs, shelf, view), counter.advance, memory,
+                store, wanted, sizes[view], frozen,
+                functools.partial(_inputs, shelf, view), counter.advance, memory, kept,
             )  # fmt: skip
             if found is None:
                 return None
-            rows[view] = found[0]
-            if isinstance(found[0], InMemory):
+            (rows[view], *others), is_stored = found
+            if not is_stored:
                 store = None  # it was said why: not once more for the next view
-            for other in found[1:]:
+            for other in others:
                 other.close()
-    is_stored = store is not None
-    return formats[0], rows, is_stored
+            if kept is not None and not isinstance(rows[view], OnDevice):
+                copy(rows[view].rows(), kept)  # was there, or in parts
+    return _Filled(formats[0], rows, store is not None, held)
 
 
 def _free_first(

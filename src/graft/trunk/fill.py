@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -68,6 +69,58 @@ class InMemory:
         pass
 
 
+class OnDevice:
+    """Rows in the memory of a device.
+
+    Args:
+        held: uint8 [num_rows, row_bytes]
+    """
+
+    def __init__(self, held: torch.Tensor) -> None:
+        self._held = held
+
+    def rows(self) -> NDArray[np.uint8]:
+        """uint8 [num_rows, row_bytes]"""
+        found: NDArray[np.uint8] = self._held.cpu().numpy()
+        return found
+
+    def close(self) -> None:
+        pass
+
+
+class Ahead(OnDevice):
+    """Rows that are in use on a device while the store is still flushing them to the disk.
+
+    Args:
+        held: uint8 [num_rows, row_bytes]
+        fillers: of entries that are written whole.
+        stack: what ends the fills.
+    """
+
+    def __init__(self, held: torch.Tensor, fillers: Sequence[Filler], stack: ExitStack) -> None:
+        super().__init__(held)
+        self._fillers, self._stack = fillers, stack
+        self._problem: CacheError | None = None
+        # Nothing is lost with it: what it has not finished, the next who fills goes on with.
+        self._thread = threading.Thread(target=self._finish, name="finish", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Wait for the disk. What is wrong with it is said: nobody has lost anything yet."""
+        self._thread.join()
+        if self._problem is not None:
+            log.warning("%s What was computed is in use all the same.", self._problem)
+            self._problem = None
+
+    def _finish(self) -> None:
+        try:
+            with self._stack:
+                for filler in self._fillers:
+                    filler.finish().close()
+        except CacheError as error:
+            self._problem = error
+
+
 # Ranges of rows -> the network's input for each, on its device.
 Inputs = Callable[[Sequence[tuple[int, int]]], Generator[torch.Tensor]]
 
@@ -79,6 +132,7 @@ def fill(
     frozen: Frozen,
     inputs: Inputs,
     tell: Callable[[int], None],
+    kept: torch.Tensor | None = None,
 ) -> list[Rows]:
     """The rows of every exit, from the store as far as they are there, computed as far as not.
 
@@ -89,18 +143,18 @@ def fill(
         frozen: network input [B, 3, S, S] -> the tensors of all exits, one exit after the other.
         inputs: of ranges of rows.
         tell: called with how many more rows are there.
+        kept: uint8 [num_rows, row_bytes] on a device, for the rows of the first exit: what is
+            computed goes there, too, and is in use before the disk has it. None: nowhere else.
+
+    Returns:
+        In the order of `wanted`; where they are kept, the first stands for all.
 
     Raises:
         CacheError: the store cannot be used (any more); what was computed is lost or will be gone
             on with.
     """
     if store is None:
-        memory = [InMemory(num_rows, one.format.row_bytes) for one in wanted]
-        for start, stop, packed in _computed([(0, num_rows)], wanted, frozen, inputs):
-            for into, rows in zip(memory, packed, strict=True):
-                into.rows()[start:stop] = rows.numpy()
-            tell(stop - start)
-        return list(memory)
+        return _in_memory(wanted, num_rows, frozen, inputs, tell, kept)
     with ExitStack() as stack:
         # In the order of their keys, as everybody does: else two processes wait for each other.
         fillers = {
@@ -109,27 +163,56 @@ def fill(
             )
             for one in sorted(wanted, key=lambda one: one.key)
         }
+        in_order = [fillers[one.key] for one in wanted]
         missing = {key: set(filler.missing()) for key, filler in fillers.items()}
+        is_new = sum(stop - start for start, stop in missing[wanted[0].key]) == num_rows
+        to = kept if is_new else None  # what is there already, only the disk has
         ranges = sorted(set().union(*missing.values()))
         tell(num_rows - sum(stop - start for start, stop in ranges))
-        writers = stack.enter_context(_Writers(tell))
-        for start, stop, packed in _computed(ranges, wanted, frozen, inputs):
-            writers.write(
-                stop - start,
-                [
-                    functools.partial(_write, fillers[one.key], start, rows)
-                    for one, rows in zip(wanted, packed, strict=True)
-                    if (start, stop) in missing[one.key]
-                ],
-            )
-        writers.wait()
-        return [fillers[one.key].entry or fillers[one.key].finish() for one in wanted]
+        with _Writers(tell) as writers:
+            for start, stop, packed in _computed(ranges, wanted, frozen, inputs, to):
+                writers.write(
+                    stop - start,
+                    [
+                        functools.partial(_write, fillers[one.key], start, rows)
+                        for one, rows in zip(wanted, packed, strict=True)
+                        if (start, stop) in missing[one.key]
+                    ],
+                )
+            writers.wait()
+        if to is not None:
+            return [Ahead(to, in_order, stack.pop_all())]
+        return [filler.finish() for filler in in_order]
+
+
+def _in_memory(
+    wanted: Sequence[Wanted],
+    num_rows: int,
+    frozen: Frozen,
+    inputs: Inputs,
+    tell: Callable[[int], None],
+    kept: torch.Tensor | None,
+) -> list[Rows]:
+    if kept is not None:
+        for start, stop, _ in _computed([(0, num_rows)], wanted, frozen, inputs, kept):
+            tell(stop - start)
+        return [OnDevice(kept)]
+    memory = [InMemory(num_rows, one.format.row_bytes) for one in wanted]
+    for start, stop, packed in _computed([(0, num_rows)], wanted, frozen, inputs):
+        for into, rows in zip(memory, packed, strict=True):
+            into.rows()[start:stop] = rows.numpy()
+        tell(stop - start)
+    return list(memory)
 
 
 def _computed(
-    ranges: Sequence[tuple[int, int]], wanted: Sequence[Wanted], frozen: Frozen, inputs: Inputs
+    ranges: Sequence[tuple[int, int]],
+    wanted: Sequence[Wanted],
+    frozen: Frozen,
+    inputs: Inputs,
+    kept: torch.Tensor | None = None,
 ) -> Iterator[tuple[int, int, list["_OnHost"]]]:
-    """Each range with its packed rows, an exit each."""
+    """Each range with its packed rows, an exit each; those of the first are kept, too."""
     shorter = [
         (start, min(start + STRETCH, stop))
         for whole_start, stop in ranges
@@ -141,10 +224,14 @@ def _computed(
     with closing(stream):
         for start, stop in shorter:
             tensors = frozen.tried(next(stream))
-            packed, first = [], 0
+            packed: list[_OnHost] = []
+            first = 0
             for one in wanted:
                 last = first + len(one.exit)
-                packed.append(_OnHost(one.format.pack(tensors[first:last])))
+                rows = one.format.pack(tensors[first:last])
+                if kept is not None and not packed:
+                    kept[start:stop].copy_(rows)
+                packed.append(_OnHost(rows))
                 first = last
             yield start, stop, packed
 
@@ -218,16 +305,21 @@ def fill_or_remember(
     inputs: Inputs,
     tell: Callable[[int], None],
     memory_limit_bytes: int,
-) -> list[Rows] | None:
+    kept: torch.Tensor | None = None,
+) -> tuple[list[Rows], bool] | None:
     """`fill`, in memory where the store cannot be used; None where there is no room either.
 
     What is wrong with the store is said in one warning.
+
+    Returns:
+        The rows, and whether they are stored.
     """
     try:
         if store is not None:
-            return fill(store, wanted, num_rows, frozen, inputs, tell)
+            return fill(store, wanted, num_rows, frozen, inputs, tell, kept), True
     except CacheError as error:
         log.warning("%s Going on without it.", error)
-    if num_rows * sum(one.format.row_bytes for one in wanted) > memory_limit_bytes:
+    num_bytes = num_rows * sum(one.format.row_bytes for one in wanted)
+    if kept is None and num_bytes > memory_limit_bytes:
         return None
-    return fill(None, wanted, num_rows, frozen, inputs, tell)
+    return fill(None, wanted, num_rows, frozen, inputs, tell, kept), False

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from graft import lanes
+from graft import lanes, machine
 from graft.trunk.rows import Stored, same_layout
 
 Tensors = tuple[torch.Tensor, ...]
@@ -107,6 +107,16 @@ class Frozen:
         return self._joined(outs)
 
     def _tried(self, inputs: Sequence[torch.Tensor], size: int) -> Tensors:
+        try:
+            return self._measured(inputs, size)
+        except torch.OutOfMemoryError as error:
+            if size == self.pace.sizes[0]:
+                raise
+            machine.return_gpu_memory(error)
+        self.pace.seconds[size] = float("inf")
+        return self._run(inputs, self.pace.sizes[0])
+
+    def _measured(self, inputs: Sequence[torch.Tensor], size: int) -> Tensors:
         usual, first = self.pace.sizes[0], size * self.pace.num_lanes
         outs = [self._run([t[:first] for t in inputs], size)]  # sets its kernels up
         _wait(outs[0])

@@ -14,6 +14,7 @@ import os
 import threading
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -55,6 +56,8 @@ class Filler:
         self._part = ready if isinstance(ready, Part) else None
         self._path, self._plan = path, plan
         self._lock = threading.Lock()
+        self._flusher = ThreadPoolExecutor(1, "flush")  # no thread before there is something to do
+        self._flushes: list[Future[None]] = []
         self._why_not = f"{path} was given up, or is complete."
 
     def missing(self) -> list[tuple[int, int]]:
@@ -84,7 +87,8 @@ class Filler:
             part.write(position, start * self._plan.row_bytes, data, crc)
             unflushed = part.unflushed()
         if unflushed is not None:
-            self._flush(unflushed)
+            # Beside what is written on: a disk takes longer than memory.
+            self._flushes.append(self._flusher.submit(self._flush, unflushed))
 
     def finish(self) -> Entry:
         """The complete entry, flushed to disk, in its place and in use.
@@ -95,6 +99,8 @@ class Filler:
         """
         if self.entry is not None:
             return self.entry
+        while self._flushes:
+            self._flushes.pop().result()
         with self._writing() as part:
             if missing := self.missing():
                 raise ValueError(f"{len(missing)} blocks of {self._path} are missing.")
@@ -104,9 +110,10 @@ class Filler:
     def leave(self) -> None:
         """Nothing more can be written: its files are about to be closed."""
         self._part = None
+        self._flusher.shutdown(wait=False)
 
     def _flush(self, data: int) -> None:
-        """Let the disk begin, while others write on: what `finish` waits for is less."""
+        """Let the disk begin: what `finish` waits for is less."""
         try:
             os.fsync(data)
         except OSError as error:
