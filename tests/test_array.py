@@ -149,6 +149,68 @@ def test_runs_with_and_without_an_added_dropout_are_each_the_run_alone(
 # --- lanes ------------------------------------------------------------------------------------
 
 
+# --- the network that was built last --------------------------------------------------------------
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The strategies of the runs for which a network was built."""
+    seen: list[str] = []
+    build = train._built
+
+    def noted(config: RunConfig, *args: Any) -> Any:
+        seen.append(str(config.strategy))
+        return build(config, *args)
+
+    monkeypatch.setattr(train, "_built", noted)
+    monkeypatch.setattr(train, "_kept", train._Kept())
+    return seen
+
+
+def test_the_next_array_begins_with_the_network_that_was_built_last(
+    tiny_config: RunConfig, tmp_path: Path, built: list[str]
+) -> None:
+    strategies = [FineTune(1), HeadOnly(), Full(), FineTune(1)]
+    configs = [replace(tiny_config, strategy=one) for one in strategies]
+    together = [
+        array(rates(config, 1e-2, 1e-3), tmp_path / str(i))[1] for i, config in enumerate(configs)
+    ]
+    assert built == [str(FineTune(1))]
+    for i, config in enumerate(configs):
+        train._kept = train._Kept()
+        own = replace(config, optimizer=replace(config.optimizer, lr=1e-3))
+        assert_same(together[i], alone(own, tmp_path / f"alone{i}"))
+    assert len(built) == 1 + len(configs)
+
+
+def test_another_network_or_other_first_values_are_built(
+    tiny_config: RunConfig, tmp_path: Path, built: list[str]
+) -> None:
+    others = [
+        tiny_config,
+        replace(tiny_config, seed=1),
+        replace(tiny_config, model=replace(tiny_config.model, head_seed=5)),
+        replace(tiny_config, image_size=48),
+    ]
+    for i, config in enumerate(others):
+        alone(config, tmp_path / str(i))
+    assert len(built) == 4
+
+
+def test_a_large_network_is_not_kept(
+    tiny_config: RunConfig, tmp_path: Path, built: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = train.build_network(train.resolve(tiny_config), ("a", "b"), torch.device("cpu"))
+    built.clear()
+    size = train.SHARE_KEPT * 4 * network.counts()["total"]
+    for free, count in ((size - 1, 2), (size, 1)):
+        built.clear()
+        monkeypatch.setattr(machine, "free_bytes", lambda device, free=free: free)
+        for i in range(2):
+            alone(tiny_config, tmp_path / f"{free}{i}")
+        assert len(built) == count
+
+
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
     """Of each run, by its name, the threads that its steps were made in."""

@@ -36,7 +36,7 @@ from graft.dataset import LoadedDataset
 from graft.fit import checkpoint, recorded
 from graft.record import CHECKPOINT, ENVIRONMENT, EPOCHS, RUN, Record, read_json
 from graft.strategies import FineTune, Full, HeadOnly, Strategy
-from graft.trunk import activations
+from graft.trunk import activations, held
 from graft.trunk.rows import RowFormat
 
 pytestmark = [
@@ -159,11 +159,24 @@ def test_so_is_one_of_attention(tiny_config: RunConfig, tmp_path: Path, precisio
     assert_equal(*(alone(config, tmp_path / name, dataset) for name in "ab"))
 
 
-# A live trunk is run for all of them at once, and they share the memory of their recordings.
-@pytest.mark.parametrize("changes", [{}, {"augmentation": RandomCrop()}], ids=str)
+# A live trunk is run for all of them at once, and those of a lane share its memory. Small batches:
+# a lane is asked for more steps than it may be ahead.
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"augmentation": RandomCrop()},
+        {"cuda_graphs": False},
+        {"augmentation": RandomCrop(), "cuda_graphs": False},
+        {"precision": "bfloat16"},
+        {"precision": "float16"},
+    ],
+    ids=str,
+)
 def test_company_changes_nothing_where_tails_are_separate(
-    base: RunConfig, dataset: LoadedDataset, tmp_path: Path, changes: dict[str, Any]
-) -> None:
+    base: RunConfig, dataset: LoadedDataset, tmp_path: Path, changes: dict[str, Any],
+    num_lanes: list[int],
+) -> None:  # fmt: skip
     model = replace(base.model, dropout=0.3)
     base = replace(base, strategy=FineTune(1), model=model, batch_size=8, **changes)
     configs = [
@@ -171,8 +184,40 @@ def test_company_changes_nothing_where_tails_are_separate(
         for optimizer in (Adam(lr=1e-3), AdamW(lr=1e-4, weight_decay=0.1), SGD(lr=1e-2))
     ]
     outcomes = together(configs, tmp_path / "array", dataset)
+    assert num_lanes[0] == 2
     for i, config in enumerate(configs):
         assert_equal(outcomes[i], alone(config, tmp_path / f"alone{i}", dataset))
+    assert num_lanes[-3:] == [1] * 3
+
+
+def test_lanes_do_make_their_steps_side_by_side(base: RunConfig) -> None:
+    """And each waits for what it was asked for before it, and is waited for."""
+    device = torch.device("cuda")
+    recorders = [recorded.Recorder(device, is_on=False) for _ in range(2)]
+    recorded.Recorder.in_lanes(recorders, 2)
+    torch.cuda._sleep(50_000_000)
+    before, made = torch.ones(1 << 20, device=device), []
+    began, ended = ([torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(2))
+    for recorder, begin, end in zip(recorders, began, ended, strict=True):
+        with recorder.lane(before):
+            begin.record()
+            torch.cuda._sleep(100_000_000)
+            made.append(before + 1)
+            end.record()
+    for recorder in recorders:
+        recorder.wait()
+    assert all(bool((one == 2).all()) for one in made)
+    assert began[1].elapsed_time(ended[0]) > 0  # before the first had ended
+
+
+def test_the_driver_says_of_the_gpus_what_pytorch_says() -> None:
+    lines = (
+        "from graft import _cuda; print(_cuda.devices()); import sys; print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=True)
+    count = range(torch.cuda.device_count())
+    expected = tuple(torch.cuda.get_device_capability(number) for number in count)
+    assert done.stdout.split("\n")[:2] == [str(expected), "False"]
 
 
 # The second has a head of two layers, 0.6 million weights.
@@ -221,9 +266,9 @@ def test_activations_in_its_memory_or_read_are_the_same(
     activations_as: Any,
 ) -> None:  # fmt: skip
     config = replace(base, strategy=FineTune(1), activations=activations_as)
-    held = alone(config, tmp_path / "held", dataset)
-    monkeypatch.setattr(activations, "GPU_SHARE", 0.0)
-    assert_equal(alone(config, tmp_path / "read", dataset), held)
+    kept = alone(config, tmp_path / "held", dataset)
+    monkeypatch.setattr(held, "GPU_SHARE", 0.0)
+    assert_equal(alone(config, tmp_path / "read", dataset), kept)
 
 
 class _Rows:
@@ -241,7 +286,7 @@ class _Rows:
 def test_rows_arrive_whole_whatever_the_stages(
     monkeypatch: pytest.MonkeyPatch, stage_bytes: int
 ) -> None:
-    monkeypatch.setattr(activations, "STAGE_BYTES", stage_bytes)
+    monkeypatch.setattr(held, "STAGE_BYTES", stage_bytes)
     random = np.random.default_rng(0)
     format = RowFormat(((7,),), ("float32",), ("float32",))
     numbers = {name: random.normal(size=(n, 7)).astype(np.float32) for name, n in
@@ -250,15 +295,29 @@ def test_rows_arrive_whole_whatever_the_stages(
         name: activations.View(_Rows(values.view(np.uint8)), np.arange(len(values)))
         for name, values in numbers.items()
     }
-    held = activations.Activations(format, views, torch.device("cuda"))
+    found_there = activations.Activations(format, views, torch.device("cuda"))
     examples, which = random.integers(45, size=64), random.integers(2, size=64)
     parts = [slice(0, 20), slice(20, 21), slice(21, 64)]
     names = ("plain", "flip")
-    batches = held.batches([examples[p] for p in parts], names, [which[p] for p in parts])
+    batches = found_there.batches([examples[p] for p in parts], names, [which[p] for p in parts])
     for part, (found,) in zip(parts, batches, strict=True):
         pairs = zip(examples[part], which[part], strict=True)
         expected = [numbers[names[w]][e] for e, w in pairs]
         assert (found.cpu().numpy() == np.array(expected)).all()
+
+
+@pytest.fixture
+def num_lanes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of each group of runs, how many lanes it had."""
+    seen: list[int] = []
+    in_lanes = recorded.Recorder.in_lanes
+
+    def noted(recorders: Any, count: int) -> None:
+        seen.append(count)
+        in_lanes(recorders, count)
+
+    monkeypatch.setattr(recorded.Recorder, "in_lanes", staticmethod(noted))
+    return seen
 
 
 # --- recorded steps -----------------------------------------------------------------------------

@@ -3,12 +3,15 @@
 More of it, with real weights, in test_exactness.py.
 """
 
+import errno
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from graft import backbones, train
+from graft import backbones, machine, train
 from graft.config import (
     Augmentation,
     Cache,
@@ -39,7 +42,9 @@ from graft.record import CHECKPOINT, EPOCHS, Record, read_run
 from graft.strategies import FineTune, HeadOnly, Strategy
 from graft.supply.batches import Input, forget_pictures
 from graft.supply.shelf import Place, Shelf
+from graft.trunk import fill, held
 from graft.trunk.cut import cut
+from graft.trunk.store import Filler
 
 SMALL, SMALL_END = "mobilenet_v3_small", "flatten"
 # Of a picture at 32 px, in float32: what the network's end takes, and its smallest earlier place.
@@ -367,6 +372,153 @@ def test_a_picture_that_changed_between_two_sweeps_is_not_reused(
     assert source(second) == "built"
     assert losses(second) != losses(first)
     assert_equal(second, run(replace(changed, cache=LIVE), tmp_path / "live"))
+
+
+# --- in the memory of a device ----------------------------------------------------------------
+
+
+@pytest.fixture
+def on_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if a CPU had memory of its own, as a GPU has."""
+    monkeypatch.setattr(held, "is_held", lambda device: True)
+    monkeypatch.setattr(machine, "free_gpu_bytes", lambda device: 2**30)
+
+
+class _Disk:
+    """Its flushes end when they may."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.may, self.num_waiting, self._real = threading.Event(), 0, os.fsync
+        self.error: OSError | None = None
+        monkeypatch.setattr(os, "fsync", self._fsync)
+
+    def _fsync(self, file: Any) -> None:
+        if threading.current_thread().name == "finish":
+            self.num_waiting += 1
+            assert self.may.wait(60)
+            if self.error is not None:
+                raise self.error
+        self._real(file)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Disk]:
+    found = _Disk(monkeypatch)
+    yield found
+    found.may.set()
+
+
+@pytest.mark.parametrize("augmentation", [NoAugmentation(), Flip()], ids=str)
+def test_what_is_held_on_a_device_changes_no_bit(
+    config: RunConfig, tmp_path: Path, augmentation: Augmentation, on_device: None
+) -> None:
+    config = replace(config, strategy=FineTune(1), augmentation=augmentation)
+    assert_built_reused_and_live_are_equal(config, tmp_path)
+
+
+class _AtEpoch:
+    """Calls when a run's first epoch has ended."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
+
+    def epochs(self, rows: Sequence[Any]) -> None:
+        self._call()
+
+
+def test_runs_train_before_the_disk_has_what_they_train_on(
+    config: RunConfig, tmp_path: Path, cache: Path, on_device: None, disk: _Disk
+) -> None:
+    seen: list[tuple[int, list[str]]] = []
+
+    def looked() -> None:
+        seen.append((disk.num_waiting, [path.suffix for path in cache.glob("*.part")]))
+        disk.may.set()
+
+    built = train.train(
+        config, tmp_path / "built", train.load_dataset(config), followers=[_AtEpoch(looked)]
+    )
+    assert seen and all(waiting == 2 and len(parts) == 2 for waiting, parts in seen[:1])  # views
+    assert not list(cache.glob("*.part"))  # by the end it has them
+    assert_equal(built, run(config, tmp_path / "reused"))
+    assert source(run(config, tmp_path / "again")) == "reused"
+
+
+def test_a_disk_that_fails_meanwhile_costs_the_entry_alone(
+    config: RunConfig, tmp_path: Path, cache: Path, on_device: None, disk: _Disk,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    disk.error = OSError(errno.EIO, "Input/output error")
+    disk.may.set()
+    built = run(config, tmp_path / "built")
+    said = [one.getMessage() for one in caplog.records if "Input/output" in one.getMessage()]
+    assert len(said) == 2 and all("in use all the same" in one for one in said)  # views
+    assert not [path for path in cache.iterdir() if path.is_dir()]
+    disk.error = None
+    again = run(config, tmp_path / "again")
+    assert source(again) == "built"
+    assert_equal(built, again)
+
+
+def test_who_is_interrupted_does_not_wait_for_the_disk(
+    config: RunConfig, tmp_path: Path, cache: Path, on_device: None, disk: _Disk
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train.train(
+            config, tmp_path / "built", train.load_dataset(config), followers=[_AtEpoch(interrupt)]
+        )
+    assert not disk.may.is_set() and len(list(cache.glob("*.part"))) == 2
+
+
+def test_what_was_begun_is_gone_on_with_and_held(
+    config: RunConfig, tmp_path: Path, cache: Path, on_device: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks that the disk has from before are not computed again: they come from there."""
+    for module in ("entry", "filler"):
+        monkeypatch.setattr(f"graft.trunk.store.{module}.BLOCK_ROWS", 16)
+    monkeypatch.setattr(fill, "STRETCH", 16)
+    write, count = Filler.write, 0
+
+    def failing(self: Filler, start: int, rows: Any) -> None:
+        nonlocal count
+        count += 1
+        if count > 2:
+            raise KeyboardInterrupt
+        write(self, start, rows)
+
+    config = replace(config, augmentation=NoAugmentation())
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Filler, "write", failing)
+        run(config, tmp_path / "killed")
+    assert len(list(cache.glob("*.part"))) == 1
+    rows: list[int] = []
+    monkeypatch.setattr(Filler, "write", lambda self, *a: (rows.append(a[0]), write(self, *a))[1])
+    built = run(config, tmp_path / "built")
+    assert source(built) == "built" and sorted(rows) == [32, 48, 64]
+    assert_equal(built, run(replace(config, cache=LIVE), tmp_path / "live"))
+
+
+def test_without_a_store_they_are_held_all_the_same(
+    config: RunConfig, tmp_path: Path, cache: Path, on_device: None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    cache.parent.mkdir(parents=True)
+    cache.write_text("no folder")
+    done = run(config, tmp_path / "run")
+    assert source(done) == "memory"
+    assert len([one for one in caplog.records if "Going on without it" in one.getMessage()]) == 1
+    assert_equal(done, run(replace(config, cache=LIVE), tmp_path / "live"))
+
+
+def test_what_does_not_fit_there_is_read(
+    config: RunConfig, tmp_path: Path, on_device: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "free_gpu_bytes", lambda device: 2 * 144 * END_BYTES - 1)
+    monkeypatch.setattr(torch.Tensor, "index_select", None)  # nothing is picked on the device
+    assert source(run(config, tmp_path / "run")) == "built"
 
 
 # --- several at once --------------------------------------------------------------------------

@@ -178,6 +178,13 @@ def warm_up() -> None:
     importlib.import_module("graft.sweep.work")
 
 
+def get_ready(job: DictConfig) -> None:
+    """What a worker does next: called by the launcher there, with the first job."""
+    from graft.sweep.work import get_ready as ready
+
+    ready(typed(job))
+
+
 def train_together(jobs: Sequence[DictConfig]) -> "list[sweep.Value | Exception]":
     """Train the jobs of one array, prepared before: called by the launcher, where they run.
 

@@ -5,6 +5,7 @@ the rate of the dropout before the last Linear; where the head has none, one is 
 """
 
 import functools
+import importlib
 import logging
 import math
 import os
@@ -61,6 +62,12 @@ def build(config: Model, num_outputs: int, *, seed: int, image_size: int) -> Net
     network = Network(module, blocks, source, backbone)
     network.freeze(frozenset(blocks))
     return network
+
+
+def import_for(name: str) -> None:
+    """Import what `build` will need for a network."""
+    if find(name).weights is not None:
+        importlib.import_module("torchvision.models")
 
 
 def stamp(config: Model) -> object:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graft import _cuda
 from graft.config import RunConfig
 from graft.errors import ConfigError
 
@@ -44,6 +45,12 @@ def device(name: str) -> str:
     """
     if name == "cpu" or (name == "auto" and not _may_have_gpu()):
         return "cpu"
+    seen = _cuda.devices()
+    if name == "auto" and seen is not None:
+        return "cuda" if seen else "cpu"
+    kind, _, number = name.partition(":")
+    if kind == "cuda" and seen and (number or "0").isdecimal() and int(number or 0) < len(seen):
+        return name
     import torch
 
     if name == "auto":
@@ -61,6 +68,18 @@ def device(name: str) -> str:
         counts = ", ".join(f"{kind}: {count}" for kind, count in there.items() if count)
         raise ConfigError(f"device={name} is not there. There are {counts}. Use device=auto.")
     return str(found)
+
+
+def wake(device: str) -> None:
+    """Let a GPU do something of each kind, so that its libraries are loaded; nothing on a CPU."""
+    if not device.startswith("cuda"):
+        return
+    import torch
+
+    picture = torch.zeros(1, 3, 8, 8, device=device)
+    torch.nn.functional.conv2d(picture, picture)
+    torch.mm(picture[0, 0], picture[0, 0])
+    torch.cuda.synchronize(device)
 
 
 def _may_have_gpu() -> bool:
@@ -91,6 +110,9 @@ def has_tf32(device: str) -> bool:
     """Whether it multiplies float32 numbers in TensorFloat-32: 10 bits of precision, not 23."""
     if not device.startswith("cuda"):
         return False
+    seen = _cuda.devices()
+    if seen is not None:
+        return seen[int(device.partition(":")[2] or 0)] >= (8, 0)
     import torch
 
     return torch.cuda.get_device_capability(device) >= (8, 0)

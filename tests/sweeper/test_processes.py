@@ -244,6 +244,12 @@ def warm_up():
 def warm_up_in_vain():
     raise ImportError("not here")
 
+def get_ready(config):
+    warm.append((os.getpid(), config.a, config.hydra.job.num))
+
+def get_ready_in_vain(config):
+    raise ImportError("not here")
+
 def prepare(jobs):
     from hydra_plugins.gpu_launcher.plan import Plan, slot_names  # found anew, after Hydra's look
     return Plan(done={0: slot_names(), 2: None})
@@ -272,6 +278,24 @@ def test_a_worker_warms_up_once_before_its_first_job(apart: Launch, application:
 
     setting = f"hydra.launcher.warm_up={application}.warm_up"
     assert outcomes(apart(task, jobs(4), setting)) == [True] * 4
+
+
+def test_a_worker_gets_ready_for_the_first_job(apart: Launch, application: str) -> None:
+    def task(cfg: Any) -> Any:
+        import some_application
+
+        return os.getpid(), some_application.warm
+
+    setting = f"hydra.launcher.get_ready={application}.get_ready"
+    for pid, ready in outcomes(apart(task, jobs(4), setting)):
+        assert ready == [(pid, 0, 0)]  # once, whichever job it then got
+
+
+@pytest.mark.slow
+def test_getting_ready_in_vain_costs_no_job(apart: Launch, application: str) -> None:
+    for name in ("get_ready_in_vain", "nothing"):
+        setting = f"hydra.launcher.get_ready={application}.{name}"
+        assert outcomes(apart(lambda cfg: cfg.a, jobs(2), setting)) == [0, 1]
 
 
 @pytest.mark.slow

@@ -315,6 +315,29 @@ def test_where_all_others_are_ruled_out_the_usual_size_is_left() -> None:
     assert one.pace.best == 4
 
 
+class Short(Watched):
+    """Has no memory for more than eight at a time."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if len(x) > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super().forward(x)
+
+
+def test_a_size_that_memory_does_not_hold_is_never_taken_again() -> None:
+    module = Short()
+    made = frozen(module, sizes=(4, 8, 16), must_be_equal=False)
+    for _ in range(2):
+        (out,) = made.tried(pictures(100))
+        assert torch.equal(out, 2 * pictures(100))
+    assert made.pace.seconds[16] == float("inf") and made.pace.best in (4, 8)
+
+
+def test_where_it_does_not_hold_the_usual_size_that_is_said() -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        frozen(Short(), sizes=(16, 4), must_be_equal=False).tried(pictures(100))
+
+
 def test_on_a_gpu_the_largest_difference_is_kept_as_a_share() -> None:
     class Off(Watched):
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -1,5 +1,6 @@
 """Runs of a sweep, trained: what a worker does. It leaves files; the driver sees to the rest.
 
+get_ready   what can be done before it is known what is to be trained
 run_array   trains what is not finished of an array, each run to its own folder
             (and, for MLflow, its letter: see graft.tracking)
 """
@@ -8,7 +9,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from graft import metrics, progress, record, train
+from graft import backbones, machine, metrics, progress, record, train
 from graft.config import RunConfig, from_dict, to_dict
 from graft.data.raw import SHOWN, listed
 from graft.dataset import load_dataset
@@ -21,6 +22,16 @@ from graft.sweep.asked import Asked, Value, finished, value
 from graft.tracking import OffRun, RunTracking, run_tracking
 
 log = logging.getLogger("graft")
+
+
+def get_ready(config: RunConfig) -> None:
+    """Have what a run will need first: its network's library, and its device awake.
+
+    Else they are waited for when the sweep has been planned: a GPU takes half a second to answer,
+    torchvision one to be imported.
+    """
+    backbones.import_for(config.model.name)
+    machine.wake(machine.device(config.device))
 
 
 def run_array(

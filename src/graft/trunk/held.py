@@ -63,7 +63,7 @@ def is_held(device: torch.device) -> bool:
 def copy(rows: NDArray[np.uint8], to: torch.Tensor) -> None:
     """Rows [N, row_bytes] to a device: while one part is read into pinned memory others travel."""
     if to.device.type != "cuda":
-        to.copy_(torch.from_numpy(np.ascontiguousarray(rows)))
+        np.copyto(to.numpy(), rows)
         return
     step = max(1, STAGE_BYTES // rows.shape[1])
     starts = range(0, len(rows), step)

@@ -8,7 +8,7 @@ from hydra.core.utils import JobReturn, configure_log
 
 from hydra_plugins.gpu_launcher import progress
 from hydra_plugins.gpu_launcher._array import Array, run
-from hydra_plugins.gpu_launcher._job import Work
+from hydra_plugins.gpu_launcher._job import Job, Work
 from hydra_plugins.gpu_launcher._queue import Queue
 from hydra_plugins.gpu_launcher._view import View
 
@@ -19,7 +19,9 @@ class InlineExecutor:
     slot_names: Sequence[str] = ("this process",)
     is_apart = False
 
-    def started(self, work: Work, view: View, num_jobs: int) -> AbstractContextManager[None]:
+    def started(
+        self, work: Work, view: View, num_jobs: int, first: Job | None
+    ) -> AbstractContextManager[None]:
         self._work, self._view = work, view
         return nullcontext()
 

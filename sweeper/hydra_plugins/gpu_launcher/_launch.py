@@ -56,12 +56,15 @@ class Executor(Protocol):
         """Whether they are in other processes than this one."""
         ...
 
-    def started(self, work: Work, view: View, num_jobs: int) -> AbstractContextManager[None]:
+    def started(
+        self, work: Work, view: View, num_jobs: int, first: Job | None
+    ) -> AbstractContextManager[None]:
         """Entered before the jobs are planned: workers can start meanwhile. Leaves nothing behind.
 
         Args:
             view: to be told what runs, and what it says.
             num_jobs: at most so many will come.
+            first: one of them, where that is known already.
         """
         ...
 
@@ -116,7 +119,7 @@ def launch(
         )
     ]
     batch = _Batch(jobs)
-    _Launch(work, executor, options).run(batch)
+    _Launch(work, executor, options).run(batch, next(iter(jobs), None))
     results = batch.results
     for job in jobs:
         if job.num not in results:
@@ -170,7 +173,7 @@ class _Launch:
         self._queue = Queue([], self._num_slots, options.max_retries, is_eager=is_eager)
         self._has_begun = False
 
-    def run(self, feed: Feed) -> None:
+    def run(self, feed: Feed, first: Job | None = None) -> None:
         config, executor = self._work.config, self._executor
         setup_globals()
         Path(str(config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
@@ -178,7 +181,7 @@ class _Launch:
         expected = self._num_slots if feed.num_jobs is None else feed.num_jobs
         self._view = view(expected, self._num_slots, is_apart=executor.is_apart)
         self._num_given = 0
-        with executor.started(self._work, self._view, max(1, expected)):
+        with executor.started(self._work, self._view, max(1, expected), first):
             _ahead.drop()
             self._fill(feed)
             with self._view:

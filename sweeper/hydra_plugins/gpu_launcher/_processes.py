@@ -15,7 +15,7 @@ from hydra.core.utils import JobReturn
 from hydra_plugins.gpu_launcher._array import Array
 from hydra_plugins.gpu_launcher._child import Child, end
 from hydra_plugins.gpu_launcher._devices import Slot
-from hydra_plugins.gpu_launcher._job import Work, failed
+from hydra_plugins.gpu_launcher._job import Job, Work, failed
 from hydra_plugins.gpu_launcher._queue import Queue
 from hydra_plugins.gpu_launcher._view import View
 from hydra_plugins.gpu_launcher._worker import Start, start_of
@@ -40,20 +40,29 @@ class ProcessExecutor:
         slots: where arrays run, one at a time in each.
         timeout_s: a worker that gives no sign of life for so long is ended; None: never.
         warm_up: dotted path of a function that a worker calls first, while the jobs are planned.
+        get_ready: dotted path of a function that it then calls with the first job's configuration.
     """
 
     is_apart = True
 
     def __init__(
-        self, slots: Sequence[Slot], timeout_s: float | None = None, warm_up: str | None = None
+        self,
+        slots: Sequence[Slot],
+        timeout_s: float | None = None,
+        warm_up: str | None = None,
+        get_ready: str | None = None,
     ) -> None:
         self.slot_names: Sequence[str] = [slot.name for slot in slots]
-        self._slots, self._timeout_s, self._warm_up = slots, timeout_s, warm_up
+        self._slots, self._timeout_s = slots, timeout_s
+        self._warm_up, self._get_ready = warm_up, get_ready
 
     @contextmanager
-    def started(self, work: Work, view: View, num_jobs: int) -> Iterator[None]:
+    def started(self, work: Work, view: View, num_jobs: int, first: Job | None) -> Iterator[None]:
         self._view = view
-        self._start = start_of(work, is_live=view.is_live, warm_up=self._warm_up)
+        self._start = start_of(
+            work, is_live=view.is_live, warm_up=self._warm_up, get_ready=self._get_ready,
+            first=first,
+        )  # fmt: skip
         self._places = [_Place(slot) for slot in self._slots]
         try:
             self._fill(num_jobs)

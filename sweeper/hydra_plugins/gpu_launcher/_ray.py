@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any
 
 from hydra_plugins.gpu_launcher._child import GRACE_S
-from hydra_plugins.gpu_launcher._job import Work, failed
+from hydra_plugins.gpu_launcher._job import Job, Work, failed
 from hydra_plugins.gpu_launcher._queue import Queue
 from hydra_plugins.gpu_launcher._ray_cluster import Close, Demand, connect, the_ray
 from hydra_plugins.gpu_launcher._ray_host import Host
@@ -73,7 +73,7 @@ class RayExecutor:
         return [f"ray {i}" for i in range(count)]
 
     @contextmanager
-    def started(self, work: Work, view: View, num_jobs: int) -> Iterator[None]:
+    def started(self, work: Work, view: View, num_jobs: int, first: Job | None) -> Iterator[None]:
         names = self.slot_names[:num_jobs]
         self._view = view
         self._slots: list[RaySlot] = []

@@ -48,13 +48,24 @@ class Untold(RuntimeError):
     """What a job raised or returned, in words: it cannot be pickled, or not be read elsewhere."""
 
 
-def start_of(work: Work, *, is_live: bool, warm_up: str | None) -> Start:
+def start_of(
+    work: Work,
+    *,
+    is_live: bool,
+    warm_up: str | None,
+    get_ready: str | None = None,
+    first: Job | None = None,
+) -> Start:
     """All that a process needs to run jobs. Functions of the script that was started go by value.
+
+    `get_ready` is called with the configuration of the `first` job, if there are both.
 
     Must be called after the sweep's folder was named: the time in its name is kept with it.
     """
     start = {
         "warm_up": warm_up,
+        "get_ready": get_ready if first else None,
+        "first": first,
         "is_live": is_live,
         "work": work,
         "singletons": Singleton.get_state(),
@@ -108,6 +119,8 @@ def begun(pipe: "Pipe", ahead: str | None) -> Work:
     progress.use(pipe.tell, is_live=told["is_live"], slot=cloudpickle.loads(slot))
     if not ahead and told["warm_up"] is not None:
         _warm_up(told["warm_up"])
+    if told["get_ready"] is not None:
+        _get_ready(told["get_ready"], work, told["first"])
     return work
 
 
@@ -121,9 +134,20 @@ def run(array: Sequence[Job], work: Work) -> list[bytes]:
 
 def _warm_up(path: str) -> None:
     """What goes wrong here will go wrong in a job again, and is then said."""
-    module, _, name = path.rpartition(".")
     with contextlib.suppress(Exception):
-        getattr(importlib.import_module(module), name)()
+        _function(path)()
+
+
+def _get_ready(path: str, work: Work, first: Job) -> None:
+    """As above."""
+    with contextlib.suppress(Exception):
+        _function(path)(work.composed(first))
+
+
+def _function(path: str) -> Callable[..., object]:
+    module, _, name = path.rpartition(".")
+    found: Callable[..., object] = getattr(importlib.import_module(module), name)
+    return found
 
 
 def _told(job: Job, result: JobReturn) -> bytes:

@@ -35,6 +35,9 @@ class SlotsConf(SlotsInlineConf):
     # Dotted path of the application's function that a worker calls first: what it imports is there
     # when the first job comes.
     warm_up: str | None = None
+    # Dotted path of the application's function that a worker calls next, with the composed
+    # configuration of the first job, while `prepare` is at work: not of jobs that come one by one.
+    get_ready: str | None = None
     # Positions among the visible GPUs, or identifiers as CUDA_VISIBLE_DEVICES takes them.
     # Not set: all that are visible.
     gpus: list[Any] | None = None

@@ -100,6 +100,7 @@ class SlotsLauncher(SlotsInlineLauncher):
         cpu_slots: how many slots without a GPU, instead; None: one, where no GPU is visible.
         timeout_s: a worker that gives no sign of life for so long is ended; None: never.
         warm_up: dotted path of a function without arguments that a worker calls first.
+        get_ready: dotted path of a function that it then calls with the first job's configuration.
         settings: those of `SlotsInlineLauncher`.
     """
 
@@ -110,13 +111,14 @@ class SlotsLauncher(SlotsInlineLauncher):
         cpu_slots: int | None = None,
         timeout_s: float | None = None,
         warm_up: str | None = None,
+        get_ready: str | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
         if timeout_s is not None and timeout_s <= 0:
             raise HydraException(f"hydra.launcher.timeout_s={timeout_s}: more than 0, or null.")
         self.gpus, self.per_gpu, self.cpu_slots = gpus, per_gpu, cpu_slots
-        self.timeout_s, self.warm_up = timeout_s, warm_up
+        self.timeout_s, self.warm_up, self.get_ready = timeout_s, warm_up, get_ready
 
     def _executor(self) -> Executor:
         from hydra_plugins.gpu_launcher._processes import ProcessExecutor
@@ -124,7 +126,7 @@ class SlotsLauncher(SlotsInlineLauncher):
 
         gpus = None if self.gpus is None else list(self.gpus)
         found = slots(gpus, self.per_gpu, self.cpu_slots)
-        return ProcessExecutor(found, self.timeout_s, self.warm_up)
+        return ProcessExecutor(found, self.timeout_s, self.warm_up, self.get_ready)
 
 
 class SlotsRayLauncher(SlotsInlineLauncher):
