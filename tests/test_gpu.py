@@ -33,6 +33,7 @@ from graft.config import (
     RunConfig,
 )
 from graft.dataset import LoadedDataset
+from graft.errors import Diverged
 from graft.fit import checkpoint, recorded
 from graft.record import CHECKPOINT, ENVIRONMENT, EPOCHS, RUN, Record, read_json
 from graft.strategies import FineTune, Full, HeadOnly, Strategy
@@ -186,8 +187,27 @@ def test_company_changes_nothing_where_tails_are_separate(
     outcomes = together(configs, tmp_path / "array", dataset)
     assert num_lanes[0] == 2
     for i, config in enumerate(configs):
-        assert_equal(outcomes[i], alone(config, tmp_path / f"alone{i}", dataset))
+        (one,) = together([config], tmp_path / f"alone{i}", dataset)
+        if isinstance(one, Diverged):  # the last one does so, in float16
+            assert str(one) == str(outcomes[i])
+        else:
+            assert_equal(outcomes[i], one)
     assert num_lanes[-3:] == [1] * 3
+    assert sum(isinstance(one, Record) for one in outcomes) >= 2
+
+
+# One whose operations keep their own outputs for the backward pass, and one with all of a head.
+@pytest.mark.parametrize("name", ["resnet18", "vgg16"])
+def test_nor_with_networks_of_other_kinds(
+    base: RunConfig, dataset: LoadedDataset, tmp_path: Path, num_lanes: list[int], name: str
+) -> None:
+    model = Model(name=name, weights="none")
+    base = replace(base, strategy=FineTune(1), model=model, image_size=64, epochs=2)
+    configs = [replace(base, optimizer=Adam(lr=lr)) for lr in (1e-3, 1e-4)]
+    outcomes = together([train.resolve(one) for one in configs], tmp_path / "array", dataset)
+    assert num_lanes == [2]
+    for i, config in enumerate(configs):
+        assert_equal(outcomes[i], alone(config, tmp_path / f"alone{i}", dataset))
 
 
 def test_lanes_do_make_their_steps_side_by_side(base: RunConfig) -> None:
@@ -195,8 +215,12 @@ def test_lanes_do_make_their_steps_side_by_side(base: RunConfig) -> None:
     device = torch.device("cuda")
     recorders = [recorded.Recorder(device, is_on=False) for _ in range(2)]
     recorded.Recorder.in_lanes(recorders, 2)
+    zeros = torch.zeros(1 << 20, device=device) + 1  # kernels are loaded when first asked for,
+    torch.cuda._sleep(1)  # and all wait till they are
+    torch.cuda.synchronize()
     torch.cuda._sleep(50_000_000)
-    before, made = torch.ones(1 << 20, device=device), []
+    before: torch.Tensor = zeros + 1
+    made = []
     began, ended = ([torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(2))
     for recorder, begin, end in zip(recorders, began, ended, strict=True):
         with recorder.lane(before):
@@ -206,7 +230,7 @@ def test_lanes_do_make_their_steps_side_by_side(base: RunConfig) -> None:
             end.record()
     for recorder in recorders:
         recorder.wait()
-    assert all(bool((one == 2).all()) for one in made)
+    assert all(bool((one == 3).all()) for one in made)
     assert began[1].elapsed_time(ended[0]) > 0  # before the first had ended
 
 
@@ -410,7 +434,8 @@ def test_what_fails_while_it_is_recorded_is_asked_for() -> None:
 
     recorder = recorded.Recorder(torch.device("cuda"), is_on=True)
     for _ in range(10):
-        recorder.run(step, x)
+        with recorder.lane(x):
+            recorder.run(step, x)
     assert float(total) == 40
 
 
@@ -421,10 +446,10 @@ from graft.fit import recorded
 
 x, total = torch.ones(4, device="cuda"), torch.zeros((), device="cuda")
 recorder = recorded.Recorder(torch.device("cuda"), is_on=True)
-for _ in range(recorded.ASKED_FIRST):
-    recorder.run(lambda y: total.add_(float(y.sum())), x)
 try:
-    recorder.run(lambda y: total.add_(float(y.sum())), x)
+    for _ in range(recorded.ASKED_FIRST + 1):
+        with recorder.lane(x):
+            recorder.run(lambda y: total.add_(float(y.sum())), x)
 except RunError as error:
     print(error)
 """

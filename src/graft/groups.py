@@ -91,18 +91,18 @@ def _kept_bytes(tail: nn.Module, fed: Supply, network: Network) -> int:
     activations, count = fed.trunk(batch.inputs), len(batch.labels)
 
     def kept(num_pictures: int) -> int:
-        found: dict[int, int] = {}
+        found: dict[int, torch.Tensor] = {}
 
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
+        def keep(tensor: torch.Tensor) -> None:
+            # In place of the tensor itself: an operation that keeps its own output would else be
+            # held by it, for ever, and with it on which stream weights were first used.
+            found[tensor.untyped_storage().data_ptr()] = tensor.detach()
 
-        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing)
         with hooks, autocast(config.precision, torch.device(config.device)):
             # Copies, as what is a part of a tensor counts as all of it.
-            out = tail(*(tensor[:num_pictures].clone() for tensor in activations))
-        del out  # it holds what is kept, till it is counted
-        return sum(found.values())
+            tail(*(tensor[:num_pictures].clone() for tensor in activations))
+        return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
 
     # What does not grow with the pictures are weights, or copies of them in another precision.
     few = count // 2

@@ -15,6 +15,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -347,10 +348,19 @@ def _test(learners: Mapping[Learner, Run], fed: Supply) -> dict[Learner, str]:
     Returns:
         The digests of the files of those that came so far.
     """
+    with ThreadPoolExecutor(WRITERS, "digest") as beside:
+        return _tested(learners, fed, beside)
+
+
+def _tested(
+    learners: Mapping[Learner, Run], fed: Supply, beside: ThreadPoolExecutor
+) -> dict[Learner, str]:
     whole = [learner for learner in learners if learner.error is None]
-    digests = lanes.each(lambda learner: _stored(learner, learners[learner]), whole, WRITERS)
-    stored = {one: digest for one, digest in zip(whole, digests, strict=True) if digest}
-    left = list(stored)
+    lanes.each(lambda learner: _store(learner, learners[learner]), whole, WRITERS)
+    left = [learner for learner in whole if learner.error is None]
+    digests = {
+        one: beside.submit(weights.digest, learners[one].writer.path / CHECKPOINT) for one in left
+    }
     examples = fed.examples
     parts: dict[Learner, list[Predictions]] = {learner: [] for learner in left}
     for split, positions in (("val", examples.val), ("test", examples.test)):
@@ -363,19 +373,20 @@ def _test(learners: Mapping[Learner, Run], fed: Supply) -> dict[Learner, str]:
     lanes.each(
         lambda learner: _predicted(learner, learners[learner], parts[learner], table), left, WRITERS
     )
-    return stored
+    came: dict[Learner, str] = {}
+    for learner, digest in digests.items():
+        with _keeping_error(learner):
+            came[learner] = digest.result()
+    return came
 
 
-def _stored(learner: Learner, run: Run) -> str | None:
-    """The digest of the checkpoint that the network then holds; None: it could not be stored."""
+def _store(learner: Learner, run: Run) -> None:
+    """A checkpoint of the best epoch, which the network then holds."""
     with _keeping_error(learner):
         state = learner.network.module.state_dict()
         run.writer.write_checkpoint({**state, **learner.best_state})
         learner.best_state.clear()  # it is as large as what trains
-        path = run.writer.path / CHECKPOINT
-        learner.network.restore(path)
-        return weights.digest(path)
-    return None
+        learner.network.restore(run.writer.path / CHECKPOINT)
 
 
 def _predicted(

@@ -7,6 +7,7 @@ run_array   trains what is not finished of an array, each run to its own folder
 
 import logging
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from graft import backbones, machine, metrics, progress, record, train
@@ -30,8 +31,10 @@ def get_ready(config: RunConfig) -> None:
     Else they are waited for when the sweep has been planned: a GPU takes half a second to answer,
     torchvision one to be imported.
     """
-    backbones.import_for(config.model.name)
-    machine.wake(machine.device(config.device))
+    with ThreadPoolExecutor(1, "wake") as beside:  # libraries load while Python imports
+        awake = beside.submit(machine.wake, machine.device(config.device))
+        backbones.import_for(config.model.name)
+        awake.result()
 
 
 def run_array(

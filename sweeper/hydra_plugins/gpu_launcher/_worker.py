@@ -120,6 +120,7 @@ def begun(pipe: "Pipe", ahead: str | None) -> Work:
     if not ahead and told["warm_up"] is not None:
         _warm_up(told["warm_up"])
     if told["get_ready"] is not None:
+        pipe.send(ALIVE)  # to get ready may take as long as to get here
         _get_ready(told["get_ready"], work, told["first"])
     return work
 
