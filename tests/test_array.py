@@ -32,7 +32,7 @@ from graft.config import (
     Sweep,
     Tracking,
 )
-from graft.errors import Diverged, RunError
+from graft.errors import Diverged, RunError, WeightsError
 from graft.fit.learner import Learner
 from graft.record import CHECKPOINT, EPOCHS, LOG, RUN, Record
 from graft.strategies import FineTune, Full, HeadOnly, Strategy
@@ -147,9 +147,6 @@ def test_runs_with_and_without_an_added_dropout_are_each_the_run_alone(
             assert_same(one, alone(config, tmp_path / "alone" / name))
 
 
-# --- lanes ------------------------------------------------------------------------------------
-
-
 # --- the network that was built last --------------------------------------------------------------
 
 
@@ -198,6 +195,16 @@ def test_another_network_or_other_first_values_are_built(
     assert len(built) == 4
 
 
+def test_a_network_that_cannot_be_built_costs_no_array_after_it(
+    tiny_config: RunConfig, tmp_path: Path, built: list[str]
+) -> None:
+    alone(tiny_config, tmp_path / "first")
+    wrong = replace(tiny_config, model=replace(tiny_config.model, weights="nowhere.pth"))
+    with pytest.raises(WeightsError):
+        train.train(wrong, tmp_path / "wrong", train.load_dataset(train.resolve(tiny_config)))
+    assert_same(alone(tiny_config, tmp_path / "second"), alone(tiny_config, tmp_path / "third"))
+
+
 def test_a_large_network_is_not_kept(
     tiny_config: RunConfig, tmp_path: Path, built: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,6 +217,9 @@ def test_a_large_network_is_not_kept(
         for i in range(2):
             alone(tiny_config, tmp_path / f"{free}{i}")
         assert len(built) == count
+
+
+# --- lanes ------------------------------------------------------------------------------------
 
 
 @pytest.fixture

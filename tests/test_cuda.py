@@ -16,9 +16,9 @@ DRIVER = """
 int cuInit(unsigned flags) { return INIT; }
 int cuDriverGetVersion(int *version) { *version = VERSION; return 0; }
 int cuDeviceGetCount(int *count) { *count = COUNT; return 0; }
-int cuDeviceGetAttribute(int *value, int which, int number) {
-    if (number >= COUNT) return 101;
-    *value = which == 75 ? 7 + number : which == 76 ? 5 * (1 - number) : -1;
+int cuDeviceGet(int *device, int number) { *device = 40 + number; return number >= COUNT; }
+int cuDeviceGetAttribute(int *value, int which, int device) {
+    *value = which == 75 ? device - 33 : which == 76 ? 5 * (41 - device) : -1;
     return ANSWER;
 }
 """
@@ -52,6 +52,20 @@ def test_a_driver_is_asked_without_pytorch(tmp_path: Path) -> None:
     assert asked(tmp_path, lines) == "cuda cuda cuda:1"
     lines = 'print(*map(machine.has_tf32, ("cpu", "cuda", "cuda:0", "cuda:1")))'
     assert asked(tmp_path, lines) == "False False False True"
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["cuda:2", "cuda:", "cuda:01", "cuda:-1", "cuda:\u0661"])
+def test_a_name_that_pytorch_refuses_is_refused(tmp_path: Path, name: str) -> None:
+    lines = f"""
+from graft.errors import ConfigError
+try:
+    print(machine.device({name!r}))
+except ConfigError as error:
+    print(error)
+sys.modules.pop("torch")
+"""
+    assert asked(tmp_path, lines).startswith(f"device={name}")
 
 
 @needs_compiler

@@ -214,7 +214,6 @@ def test_lanes_do_make_their_steps_side_by_side(base: RunConfig) -> None:
     """And each waits for what it was asked for before it, and is waited for."""
     device = torch.device("cuda")
     recorders = [recorded.Recorder(device, is_on=False) for _ in range(2)]
-    recorded.Recorder.in_lanes(recorders, 2)
     zeros = torch.zeros(1 << 20, device=device) + 1  # kernels are loaded when first asked for,
     torch.cuda._sleep(1)  # and all wait till they are
     torch.cuda.synchronize()
@@ -222,14 +221,13 @@ def test_lanes_do_make_their_steps_side_by_side(base: RunConfig) -> None:
     before: torch.Tensor = zeros + 1
     made = []
     began, ended = ([torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(2))
-    for recorder, begin, end in zip(recorders, began, ended, strict=True):
-        with recorder.lane(before):
-            begin.record()
-            torch.cuda._sleep(100_000_000)
-            made.append(before + 1)
-            end.record()
-    for recorder in recorders:
-        recorder.wait()
+    with recorded.Recorder.in_lanes(recorders, 2):
+        for recorder, begin, end in zip(recorders, began, ended, strict=True):
+            with recorder.lane(before):
+                begin.record()
+                torch.cuda._sleep(100_000_000)
+                made.append(before + 1)
+                end.record()
     assert all(bool((one == 3).all()) for one in made)
     assert began[1].elapsed_time(ended[0]) > 0  # before the first had ended
 
@@ -336,9 +334,9 @@ def num_lanes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     in_lanes = recorded.Recorder.in_lanes
 
-    def noted(recorders: Any, count: int) -> None:
+    def noted(recorders: Any, count: int) -> Any:
         seen.append(count)
-        in_lanes(recorders, count)
+        return in_lanes(recorders, count)
 
     monkeypatch.setattr(recorded.Recorder, "in_lanes", staticmethod(noted))
     return seen

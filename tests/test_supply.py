@@ -44,6 +44,7 @@ from graft.supply.batches import Input, forget_pictures
 from graft.supply.shelf import Place, Shelf
 from graft.trunk import fill, held
 from graft.trunk.cut import cut
+from graft.trunk.run import Frozen
 from graft.trunk.store import Filler
 
 SMALL, SMALL_END = "mobilenet_v3_small", "flatten"
@@ -458,6 +459,57 @@ def test_a_disk_that_fails_meanwhile_costs_the_entry_alone(
     again = run(config, tmp_path / "again")
     assert source(again) == "built"
     assert_equal(built, again)
+
+
+def test_whatever_goes_wrong_meanwhile_costs_the_entry_alone(
+    config: RunConfig, tmp_path: Path, on_device: None, disk: _Disk,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    def finish(self: Filler) -> None:
+        raise MemoryError("none left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Filler, "finish", finish)
+        built = run(config, tmp_path / "built")
+    assert "none left" in caplog.text
+    disk.may.set()
+    assert_equal(built, run(config, tmp_path / "again"))
+
+
+class _Memory:
+    """A trunk's, of which there is none left beside what is held; from some view on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, num_before: int) -> None:
+        self.num_left, self.is_held, self.has_run_out = num_before, False, False
+        tried = Frozen.tried
+        fitting = held.Held.fitting.__func__  # type: ignore[attr-defined]
+
+        def noted(cls: Any, *args: Any) -> Any:
+            self.is_held = True
+            return fitting(cls, *args)
+
+        def short(frozen: Frozen, *inputs: torch.Tensor) -> Any:
+            if self.is_held and self.num_left == 0:
+                self.is_held, self.has_run_out = False, True
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            self.num_left -= 1
+            return tried(frozen, *inputs)
+
+        monkeypatch.setattr(held.Held, "fitting", classmethod(noted))
+        monkeypatch.setattr(Frozen, "tried", short)
+
+
+@pytest.mark.parametrize("num_before", [0, 1], ids=["at once", "in the second view"])
+def test_a_trunk_that_needs_the_room_gets_it(
+    config: RunConfig, tmp_path: Path, on_device: None, monkeypatch: pytest.MonkeyPatch,
+    num_before: int,
+) -> None:  # fmt: skip
+    config = replace(config, augmentation=Flip())
+    with monkeypatch.context() as patch:
+        memory = _Memory(patch, num_before)
+        built = run(config, tmp_path / "built")
+        assert memory.has_run_out and source(built) == "built"
+    assert_equal(built, run(replace(config, cache=LIVE), tmp_path / "live"))
 
 
 def test_who_is_interrupted_does_not_wait_for_the_disk(

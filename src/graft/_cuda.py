@@ -52,8 +52,10 @@ def _found(driver: ctypes.CDLL, wanted: int) -> tuple[tuple[int, int], ...] | No
 
 
 def _attribute(driver: ctypes.CDLL, which: int, number: int) -> int:
-    value = ctypes.c_int()
-    if driver.cuDeviceGetAttribute(ctypes.byref(value), which, number):
+    device, value = ctypes.c_int(), ctypes.c_int()
+    if driver.cuDeviceGet(ctypes.byref(device), number) or driver.cuDeviceGetAttribute(
+        ctypes.byref(value), which, device
+    ):
         raise OSError("the driver does not answer")
     return value.value
 

@@ -71,7 +71,7 @@ def import_for(name: str) -> None:
 
 
 def stamp(config: Model) -> object:
-    """What tells whether the file that `build` would read is still the same."""
+    """What tells whether the file that `build` reads is still the same; fetched, where need be."""
     if config.weights == "none":
         return None
     is_published = config.weights == "imagenet"

@@ -18,9 +18,12 @@ from graft.trunk.cut import Cut
 
 # Runs that are trained side by side at most: what they hold in memory grows with their number.
 MAX_SIDE_BY_SIDE = 64
-# What a run that makes its steps beside those of another may add to memory. Larger ones gain little
-# or lose: they are bound by the memory that their weights move through (docs/decisions/0016).
+# On a CPU, what a run that makes its steps beside those of another may add to memory. Larger ones
+# gain little or lose: they are bound by the memory that their weights move through
+# (docs/decisions/0016).
 MAX_BESIDE_BYTES = 1 << 29
+# On a GPU a step takes so many times what it keeps for the backward pass, gradients in between too.
+SLACK = 1.5
 
 
 @dataclass(frozen=True)
@@ -57,14 +60,16 @@ def groups(runs: Sequence[Run], fed: Supply, own: Cut | None, network: Network) 
 
 def _lanes(runs: Sequence[Run], fed: Supply, own: Cut | None, network: Network) -> int:
     device, held = torch.device(fed.config.device), _held_bytes(runs, network)
-    if device.type == "cuda":  # where what the first one holds is still to come
-        found, room = LANES, machine.free_gpu_bytes(device) // 2 - held
-    else:
-        found, room = lanes.count(device), min(MAX_BESIDE_BYTES, machine.available_bytes() // 4)
+    tail = own.tail_of(network.module) if own else network.module
+    if device.type == "cuda":
+        # Half of what is free for what runs hold, as elsewhere, and half for their steps.
+        half = machine.free_gpu_bytes(device) / 2
+        is_small = LANES * held <= half
+        return LANES if is_small and LANES * SLACK * _kept_bytes(tail, fed, network) <= half else 1
+    found, room = lanes.count(device), min(MAX_BESIDE_BYTES, machine.available_bytes() // 4)
     left = room - held
     if found == 1 or left < 0:
         return 1
-    tail = own.tail_of(network.module) if own else network.module
     return found if _kept_bytes(tail, fed, network) <= left else 1
 
 

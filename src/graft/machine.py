@@ -5,6 +5,7 @@ import functools
 import logging
 import os
 import platform
+import re
 import subprocess
 import sys
 import traceback
@@ -48,8 +49,8 @@ def device(name: str) -> str:
     seen = _cuda.devices()
     if name == "auto" and seen is not None:
         return "cuda" if seen else "cpu"
-    kind, _, number = name.partition(":")
-    if kind == "cuda" and seen and (number or "0").isdecimal() and int(number or 0) < len(seen):
+    wanted = re.fullmatch(r"cuda(?::(0|[1-9][0-9]*))?", name)
+    if wanted and seen and int(wanted[1] or 0) < len(seen):
         return name
     import torch
 
@@ -76,6 +77,7 @@ def wake(device: str) -> None:
         return
     import torch
 
+    _set_up_cublas()
     picture = torch.zeros(1, 3, 8, 8, device=device)
     torch.nn.functional.conv2d(picture, picture)
     torch.mm(picture[0, 0], picture[0, 0])
@@ -208,7 +210,7 @@ def prepare_process(config: RunConfig) -> None:
     keep_memory()
     # To be told a number, even its own, changes how MKL shares work out; every lane is told.
     torch.set_num_threads(torch.get_num_threads())
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    _set_up_cublas()
     torch.manual_seed(config.seed)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
@@ -218,6 +220,11 @@ def prepare_process(config: RunConfig) -> None:
     # PyTorch's own default is TF32 in convolutions: 10 bits of precision under the name float32.
     torch.backends.cudnn.allow_tf32 = config.precision != "float32"
     torch.backends.cuda.matmul.allow_tf32 = config.precision == "tf32"
+
+
+def _set_up_cublas() -> None:
+    """Deterministic products of matrices. PyTorch reads this once, when it first makes one."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @functools.cache

@@ -163,7 +163,7 @@ def _built(config: RunConfig, classes: Sequence[str], device: torch.device) -> N
 
 
 class _Kept:
-    """The network that was built last, with its first values, for arrays that begin with it too.
+    """The network that an array built last, of first values, for those that begin with it too.
 
     Arrays of a sweep differ most often in their strategy; to read weights and to draw the first
     values of a head can take longer than an epoch on stored activations.
@@ -178,7 +178,7 @@ class _Kept:
         stamp = backbones.stamp(config.model)
         key = (config.model, len(classes), config.seed, config.image_size, device, stamp)
         if key != self._key:
-            self._network = None  # before another takes memory
+            self._network = self._key = None  # before another takes memory, or cannot be built
             self._network, self._key = _built(config, classes, device), key
         assert self._network is not None
         found = self._network
@@ -209,10 +209,10 @@ def _train(runs: Sequence[Run], dataset: LoadedDataset, beside: Sequence[RunConf
         )  # fmt: skip
         log.info("  %s", fed.origin.line(_trained(network)))
     machine.return_memory()
-    with _sharing(runs, "prepare"):
-        _find_checkpoints(runs, own, network)
-    networks = _Networks(network, runs)
     try:
+        with _sharing(runs, "prepare"):
+            _find_checkpoints(runs, own, network)
+        networks = _Networks(network, runs)
         for group in groups(runs, fed, own, network):
             _train_group(group, fed, own, networks)
     except Exception:
@@ -375,8 +375,9 @@ def _tested(
     )
     came: dict[Learner, str] = {}
     for learner, digest in digests.items():
-        with _keeping_error(learner):
-            came[learner] = digest.result()
+        if learner.error is None:
+            with _keeping_error(learner):
+                came[learner] = digest.result()
     return came
 
 

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -674,6 +675,27 @@ def test_a_write_that_fails_leaves_nothing(
         with pytest.raises(CacheError):
             filler.finish()
     assert names(store) == set() and not is_found(store)
+
+
+def test_a_flush_that_is_slow_holds_up_no_block_and_no_descriptors(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much is written meanwhile: one flush at a time."""
+    monkeypatch.setattr("graft.trunk.store.filler.FLUSH_BYTES", 1)
+    real, dup, may, copies = os.fsync, os.dup, threading.Event(), []
+
+    def slow(file: int) -> None:
+        assert may.wait(60)
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    monkeypatch.setattr(os, "dup", lambda file: (copies.append(dup(file)), copies[-1])[1])
+    with store.fill("a", ABOUT, ROWS, ROW_BYTES) as filler:
+        write_missing(filler, made())
+        assert len(copies) == 1
+        may.set()
+        filler.finish().close()
+    assert is_found(store)
 
 
 def test_blocks_may_come_from_several_threads(

@@ -79,15 +79,16 @@ def fit(
     stacked = {learner for stack in together for learner in stack.learners}
     separate = [learner for learner in active if learner not in stacked]
     num_lanes = min(num_lanes, len(separate))
-    Recorder.in_lanes([learner.recorder for learner in separate], num_lanes)
     (behind,) = {len(learner.history) for learner in learners}
     # A GPU's lanes are streams, which this thread asks for steps.
-    with Lanes(num_lanes if learners[0].device.type == "cpu" else 1) as lanes:
+    num_threads = num_lanes if learners[0].device.type == "cpu" else 1
+    recorders = [learner.recorder for learner in separate]
+    with Lanes(num_threads) as lanes, Recorder.in_lanes(recorders, num_lanes):
         for epoch in range(behind + 1, max(learner.config.epochs for learner in learners) + 1):
             started = time.monotonic()
             for learner in active:
                 learner.network.train()
-            # Which lane makes a run's steps: another one at most where an epoch ends.
+            # On a CPU, which lane makes a run's steps: another one at most where an epoch ends.
             lane = {learner: i for i, learner in enumerate(active) if learner not in stacked}
             for done, batch in enumerate(train_batches(epoch), start=1):
                 activations = trunk(batch.inputs)
@@ -99,8 +100,8 @@ def fit(
                 if all(learner.error for learner in active):
                     break
             lanes.wait()
-            for learner in separate:
-                learner.recorder.wait()
+            for recorder in recorders:
+                recorder.wait()
             active = [learner for learner in active if learner.error is None]
             logits = evaluate(active, trunk, val_batches(), lanes)
             seconds = time.monotonic() - started

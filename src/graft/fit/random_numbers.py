@@ -54,10 +54,11 @@ class RandomNumbers:
             default.graphsafe_set_state(before)
 
     def _put_in_place(self) -> Iterator[None]:
-        before = torch.get_rng_state()
-        torch.set_rng_state(self._state)
+        of = torch.mps if self._device.type == "mps" else torch
+        before = of.get_rng_state()
+        of.set_rng_state(self._state)
         try:
             yield
         finally:
-            self._state = torch.get_rng_state()
-            torch.set_rng_state(before)
+            self._state = of.get_rng_state()
+            of.set_rng_state(before)

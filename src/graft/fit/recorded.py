@@ -29,7 +29,7 @@ log = logging.getLogger("graft")
 ASKED_FIRST = 3
 # Lanes of a GPU: four were hardly faster than two (docs/decisions/0019).
 LANES = 2
-# Steps that a lane is asked for before the first of them is done: so many batches are held.
+# Steps that a run is asked for before the first of them is done: so many batches are held.
 AHEAD = 4
 
 Step = Callable[..., None]
@@ -109,8 +109,9 @@ class Recorder:
         self._pool = torch.cuda.graph_pool_handle() if self._is_on else None
 
     @staticmethod
-    def in_lanes(recorders: "Sequence[Recorder]", num_lanes: int) -> None:
-        """Before any step: recorders of one device take turns, or make their steps side by side.
+    @contextmanager
+    def in_lanes(recorders: "Sequence[Recorder]", num_lanes: int) -> Iterator[None]:
+        """From before any step on, recorders of one device take turns, or make steps side by side.
 
         Side by side, `wait` before looking at what steps have made. Those of a lane take turns, and
         share memory: what lies between forward and backward is there once, and not once for each.
@@ -119,6 +120,12 @@ class Recorder:
             recorder._lane = number % num_lanes
             recorder._is_beside = num_lanes > 1 and recorder._device.type == "cuda"
             recorder._pool = recorders[recorder._lane]._pool
+        try:
+            yield
+        finally:
+            # Whatever came: what uses the same memory next must not overtake what is on its way.
+            for recorder in recorders:
+                recorder.wait()
 
     # --- inside ---------------------------------------------------------------------------
 

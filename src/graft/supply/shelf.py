@@ -57,8 +57,13 @@ class Shelf:
         }
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """Rows of each view."""
+        return {view: len(rows) for view, rows in self.rows.items()}
+
+    @property
     def num_rows(self) -> int:
-        return sum(map(len, self.rows.values()))
+        return sum(self.sizes.values())
 
     def key(self, place: Place, view: str) -> str:
         digests = [self.input.digests[i] for i in self.rows[view]]

@@ -167,35 +167,61 @@ def _filled(
     fitting = _fitting(shelf, places, formats)
     if len(fitting) < len(places):
         return _filled(shelf, fitting, probe, autocast, pace)
-    sizes = {view: len(rows) for view, rows in shelf.rows.items()}
-    held = Held.fitting(sizes, formats[0].row_bytes, shelf.input.device)
+    held = Held.fitting(shelf.sizes, formats[0].row_bytes, shelf.input.device)
+    try:
+        return _filled_views(shelf, places, formats, frozen, held)
+    except torch.OutOfMemoryError as error:
+        if held is None:
+            raise
+        held = None  # the trunk needs its room
+        machine.return_gpu_memory(error)
+    return _filled_views(shelf, places, formats, frozen, None)  # goes on with what is stored
+
+
+def _filled_views(
+    shelf: Shelf,
+    places: Sequence[Place],
+    formats: Sequence[RowFormat],
+    frozen: Frozen,
+    held: Held | None,
+) -> _Filled | None:
     memory = machine.available_bytes() // MEMORY_SHARE
-    rows: dict[str, Rows] = {}
     store: Store | None = shelf.store
-    with Counter("trunk", shelf.num_rows) as counter:
-        every = {
-            view: [
-                Wanted(shelf.key(p, view), shelf.about(p, view, f), p.exit, f)
-                for p, f in zip(places, formats, strict=True)
-            ]
-            for view in shelf.names
-        }
-        for view, wanted in _free_first(store, every):
-            kept = held.of(view) if held is not None else None
-            found = fill_or_remember(
-                store, wanted, sizes[view], frozen,
-                functools.partial(_inputs, shelf, view), counter.advance, memory, kept,
-            )  # fmt: skip
-            if found is None:
-                return None
-            (rows[view], *others), is_stored = found
-            if not is_stored:
-                store = None  # it was said why: not once more for the next view
-            for other in others:
-                other.close()
-            if kept is not None and not isinstance(rows[view], OnDevice):
-                copy(rows[view].rows(), kept)  # was there, or in parts
+    rows: dict[str, Rows] = {}
+    every = {
+        view: [
+            Wanted(shelf.key(p, view), shelf.about(p, view, f), p.exit, f)
+            for p, f in zip(places, formats, strict=True)
+        ]
+        for view in shelf.names
+    }
+    try:
+        with Counter("trunk", shelf.num_rows) as counter:
+            for view, wanted in _free_first(store, every):
+                kept = held.of(view) if held is not None else None
+                found = fill_or_remember(
+                    store, wanted, shelf.sizes[view], frozen,
+                    functools.partial(_inputs, shelf, view), counter.advance, memory, kept,
+                )  # fmt: skip
+                if found is None:
+                    _close(rows)
+                    return None
+                (rows[view], *others), is_stored = found
+                if not is_stored:
+                    store = None  # it was said why: not once more for the next view
+                for other in others:
+                    other.close()
+                if kept is not None and not isinstance(rows[view], OnDevice):
+                    copy(rows[view].rows(), kept)  # was there, or in parts
+    except Exception:  # who interrupts does not wait for the disk
+        _close(rows)
+        raise
     return _Filled(formats[0], rows, store is not None, held)
+
+
+def _close(rows: Mapping[str, Rows]) -> None:
+    for one in rows.values():
+        one.close()
 
 
 def _free_first(

@@ -1,6 +1,6 @@
 """Runs of a sweep, trained: what a worker does. It leaves files; the driver sees to the rest.
 
-get_ready   what can be done before it is known what is to be trained
+get_ready   what can be done for a run while the sweep is still being planned
 run_array   trains what is not finished of an array, each run to its own folder
             (and, for MLflow, its letter: see graft.tracking)
 """

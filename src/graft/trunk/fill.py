@@ -99,26 +99,27 @@ class Ahead(OnDevice):
 
     def __init__(self, held: torch.Tensor, fillers: Sequence[Filler], stack: ExitStack) -> None:
         super().__init__(held)
-        self._fillers, self._stack = fillers, stack
-        self._problem: CacheError | None = None
-        # Nothing is lost with it: what it has not finished, the next who fills goes on with.
-        self._thread = threading.Thread(target=self._finish, name="finish", daemon=True)
+        self._problems: list[Exception] = []
+        # It does not know the rows: a disk may take longer than whoever wants them. Nothing is lost
+        # with it: what it has not finished, the next who fills goes on with.
+        given = (fillers, stack, self._problems)
+        self._thread = threading.Thread(target=_finish, args=given, name="finish", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Wait for the disk. What is wrong with it is said: nobody has lost anything yet."""
         self._thread.join()
-        if self._problem is not None:
-            log.warning("%s What was computed is in use all the same.", self._problem)
-            self._problem = None
+        while self._problems:
+            log.warning("%s What was computed is in use all the same.", self._problems.pop())
 
-    def _finish(self) -> None:
-        try:
-            with self._stack:
-                for filler in self._fillers:
-                    filler.finish().close()
-        except CacheError as error:
-            self._problem = error
+
+def _finish(fillers: Sequence[Filler], stack: ExitStack, problems: list[Exception]) -> None:
+    try:
+        with stack:
+            for filler in fillers:
+                filler.finish().close()
+    except Exception as error:  # whatever it is, it costs time
+        problems.append(error)
 
 
 # Ranges of rows -> the network's input for each, on its device.
@@ -194,7 +195,7 @@ def _in_memory(
     kept: torch.Tensor | None,
 ) -> list[Rows]:
     if kept is not None:
-        for start, stop, _ in _computed([(0, num_rows)], wanted, frozen, inputs, kept):
+        for start, stop, _ in _computed([(0, num_rows)], wanted[:1], frozen, inputs, kept):
             tell(stop - start)
         return [OnDevice(kept)]
     memory = [InMemory(num_rows, one.format.row_bytes) for one in wanted]

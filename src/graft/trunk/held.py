@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from graft import machine
 
-# Of a GPU's free memory, what activations may take: the rest is for the tails.
+# Of a GPU's free memory, what activations may take: the rest is for the trunk, then the tails.
 GPU_SHARE = 0.5
 # Rows that were stored pass through pinned memory, so many bytes at a time of each thread: one
 # thread reads a quarter of what the bus takes.
-STAGE_BYTES, READERS = 1 << 25, 8
+STAGE_BYTES, READERS = 1 << 24, 8
 
 
 class Held:
@@ -47,7 +47,10 @@ class Held:
             return None
         if sum(sizes.values()) * row_bytes > GPU_SHARE * machine.free_gpu_bytes(device):
             return None
-        return cls(sizes, row_bytes, device)
+        try:
+            return cls(sizes, row_bytes, device)
+        except torch.OutOfMemoryError:  # another process has taken it meanwhile, or it is in pieces
+            return None
 
     def of(self, view: str) -> torch.Tensor:
         """uint8 [its rows, row_bytes], to be written to."""
@@ -65,7 +68,7 @@ def copy(rows: NDArray[np.uint8], to: torch.Tensor) -> None:
     if to.device.type != "cuda":
         np.copyto(to.numpy(), rows)
         return
-    step = max(1, STAGE_BYTES // rows.shape[1])
+    step = min(max(1, STAGE_BYTES // rows.shape[1]), max(1, len(rows)))
     starts = range(0, len(rows), step)
     count = min(READERS, len(starts))
     with ThreadPoolExecutor(count, "read") as pool:

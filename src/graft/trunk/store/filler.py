@@ -57,7 +57,7 @@ class Filler:
         self._path, self._plan = path, plan
         self._lock = threading.Lock()
         self._flusher = ThreadPoolExecutor(1, "flush")  # no thread before there is something to do
-        self._flushes: list[Future[None]] = []
+        self._flush_begun: Future[None] | None = None
         self._why_not = f"{path} was given up, or is complete."
 
     def missing(self) -> list[tuple[int, int]]:
@@ -85,10 +85,10 @@ class Filler:
         crc = zlib.crc32(data)  # several threads may be here at a time
         with self._writing() as part:
             part.write(position, start * self._plan.row_bytes, data, crc)
-            unflushed = part.unflushed()
-        if unflushed is not None:
-            # Beside what is written on: a disk takes longer than memory.
-            self._flushes.append(self._flusher.submit(self._flush, unflushed))
+            is_flushing = self._flush_begun is not None and not self._flush_begun.done()
+            if part.is_to_be_flushed and not is_flushing:
+                # Beside what is written on: a disk takes longer than memory.
+                self._flush_begun = self._flusher.submit(self._flush, part.unflushed())
 
     def finish(self) -> Entry:
         """The complete entry, flushed to disk, in its place and in use.
@@ -99,8 +99,8 @@ class Filler:
         """
         if self.entry is not None:
             return self.entry
-        while self._flushes:
-            self._flushes.pop().result()
+        if self._flush_begun is not None:
+            self._flush_begun.result()
         with self._writing() as part:
             if missing := self.missing():
                 raise ValueError(f"{len(missing)} blocks of {self._path} are missing.")
@@ -116,12 +116,11 @@ class Filler:
         """Let the disk begin: what `finish` waits for is less."""
         try:
             os.fsync(data)
+            os.close(data)  # some file systems only say here what is wrong
         except OSError as error:
             # The system says this once: `finish` would not hear of it.
             with self._writing():
                 raise error
-        finally:
-            os.close(data)
 
     @contextmanager
     def _writing(self) -> "Iterator[Part]":
@@ -195,10 +194,13 @@ class Part:
         self.crcs[position] = crc
         self._num_unflushed += len(data)
 
-    def unflushed(self) -> int | None:
-        """The file, to be flushed and closed, if much has been written since it was last."""
-        if self._num_unflushed < FLUSH_BYTES:
-            return None
+    @property
+    def is_to_be_flushed(self) -> bool:
+        """Whether much has been written since it was last."""
+        return self._num_unflushed >= FLUSH_BYTES
+
+    def unflushed(self) -> int:
+        """The file, to be flushed and closed."""
         self._num_unflushed = 0
         return os.dup(self._data)
 
