@@ -357,6 +357,10 @@ def _tested(
 ) -> dict[Learner, str]:
     whole = [learner for learner in learners if learner.error is None]
     lanes.each(lambda learner: _store(learner, learners[learner]), whole, WRITERS)
+    for learner in whole:
+        if learner.error is not None:  # a disk may have had room for one, and not for two
+            learner.error = None
+            _store(learner, learners[learner])
     left = [learner for learner in whole if learner.error is None]
     digests = {
         one: beside.submit(weights.digest, learners[one].writer.path / CHECKPOINT) for one in left

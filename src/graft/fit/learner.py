@@ -67,6 +67,7 @@ class Learner:
         self._steps_per_epoch, self.steps, self._rate = steps_per_epoch, 0, 0.0
         self.recorder = recorder(config, device)
         self.random = RandomNumbers(config.seed, device)
+        self._that_train: Mapping[str, torch.Tensor] | None = None
         self.history: list[dict[str, float]] = []
         self.best_epoch = 0
         self.best_state: dict[str, torch.Tensor] = {}
@@ -148,7 +149,7 @@ class Learner:
         self.history.append(row)
         if self._is_best(row):
             self.best_epoch = int(row["epoch"])
-            self.best_state = copied(trained_tensors(self.network.module))
+            self.best_state = copied(self._trained())
         return row
 
     def hear_judge(self, rows: Sequence[Mapping[str, float]]) -> None:
@@ -204,14 +205,14 @@ class Learner:
         is_best = self.best_epoch == len(self.history)
         return State(
             self.history, self.best_epoch, self.steps, self.scaler.state_dict(),
-            trained=trained_tensors(self.network.module), best={} if is_best else self.best_state,
+            trained=self._trained(), best={} if is_best else self.best_state,
             moments=kept, random=self.random.state,
         )  # fmt: skip
 
     @torch.no_grad()
     def restore(self, state: State) -> None:
         """Become what another was, before the first step. Tensors stay where and as they are."""
-        own = trained_tensors(self.network.module)
+        own = self._trained()
         for name, tensor in own.items():
             tensor.copy_(state.trained[name])
         self.history, self.best_epoch = list(state.history), state.best_epoch
@@ -225,6 +226,12 @@ class Learner:
             self.best_state = copied(own)
 
     # --- inside ---------------------------------------------------------------------------
+
+    def _trained(self) -> dict[str, torch.Tensor]:
+        """See `trained_tensors`. To look for them takes milliseconds: they stay the same."""
+        if self._that_train is None:
+            self._that_train = _that_train(self.network.module)
+        return _detached(self._that_train)
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         """Those that train, by name."""
@@ -265,20 +272,28 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 def trained_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     """What training changes: parameters with a gradient, and the buffers of training modules."""
-    trained = {name for name, p in module.named_parameters() if p.requires_grad}
-    moving = {
-        f"{prefix}.{name}" if prefix else name
-        for prefix, part in module.named_modules()
-        if _has_trained_parameters(part)
-        for name, _ in part.named_buffers(recurse=False)
-    }
-    state = module.state_dict()
-    return {name: state[name].detach() for name in state if name in trained | moving}
+    return _detached(_that_train(module))
+
+
+def _that_train(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The same, as they are."""
+    found: dict[str, torch.Tensor] = {}
+    seen: set[nn.Parameter] = set()  # one that two modules hold has the first name alone
+    for prefix, part in module.named_modules():
+        at = f"{prefix}." if prefix else ""
+        own = {n: p for n, p in part.named_parameters(recurse=False) if p.requires_grad}
+        found |= {at + name: p for name, p in own.items() if p not in seen}
+        seen.update(own.values())
+        if own:
+            passing = part._non_persistent_buffers_set
+            buffers = part.named_buffers(recurse=False)
+            found |= {at + name: tensor for name, tensor in buffers if name not in passing}
+    return found
+
+
+def _detached(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
 def copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in tensors.items()}
-
-
-def _has_trained_parameters(module: nn.Module) -> bool:
-    return any(p.requires_grad for p in module.parameters(recurse=False))

@@ -16,6 +16,7 @@ Prior art: HFTA (S. Wang et al., MLSys 2021) fuses models that are trained side 
 optimizers.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -197,8 +198,9 @@ class Stack:
         for k, (learner, stream) in enumerate(zip(self.learners, self._streams, strict=True)):
             if stream not in masks:
                 with learner.random.drawn():
-                    ones = torch.ones(shape, device=device)
-                    masks[stream] = F.dropout(ones, self._dropouts(k)[number].p)
+                    masks[stream] = F.dropout(
+                        _ones(tuple(shape), device), self._dropouts(k)[number].p
+                    )
         if len(masks) == 1:
             return next(iter(masks.values()))
         every = [masks[stream] for stream in self._streams]
@@ -297,6 +299,12 @@ def stacks(learners: Sequence[Learner]) -> list[Stack]:
             kind += (config.momentum, config.nesterov)
         kinds.setdefault(kind, []).append(learner)
     return [Stack(group, names) for group in kinds.values()]
+
+
+@functools.lru_cache(maxsize=4)
+def _ones(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Nobody writes to them: the same in every step."""
+    return torch.ones(shape, device=device)
 
 
 def _stacked(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
