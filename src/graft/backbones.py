@@ -74,8 +74,7 @@ def stamp(config: Model) -> object:
     """What tells whether the file that `build` reads is still the same; fetched, where need be."""
     if config.weights == "none":
         return None
-    is_published = config.weights == "imagenet"
-    path = _imagenet_file(find(config.name)) if is_published else _own_file(config.weights)
+    path = _file(config, find(config.name))
     status = path.stat()
     return path, status.st_size, status.st_mtime_ns
 
@@ -209,9 +208,8 @@ def _fill(module: "nn.Module", backbone: Backbone, config: Model, image_size: in
     if config.weights == "none":
         return WeightsSource("none", "random weights")
     expected = _size_in_words(module, backbone)
-    is_published = config.weights == "imagenet"
-    kind: Literal["imagenet", "file"] = "imagenet" if is_published else "file"
-    path = _imagenet_file(backbone) if is_published else _own_file(config.weights)
+    kind: Literal["imagenet", "file"] = "imagenet" if config.weights == "imagenet" else "file"
+    path = _file(config, backbone)
     status = path.stat()
     read = _read if status.st_size < _KEPT_BYTES else _read.__wrapped__
     state, is_verified = read(path, status.st_mtime_ns, expected)
@@ -245,6 +243,13 @@ def _read(path: Path, changed_ns: int, expected: str) -> "tuple[dict[str, torch.
 @functools.lru_cache(maxsize=8)
 def _digest(path: Path, changed_ns: int) -> str:
     return weights.digest(path)
+
+
+def _file(config: Model, backbone: Backbone) -> Path:
+    """Of weights that are read: published ones, or the user's own."""
+    if config.weights == "imagenet":
+        return _imagenet_file(backbone)
+    return _own_file(config.weights)
 
 
 def _own_file(name: str) -> Path:

@@ -28,8 +28,7 @@ log = logging.getLogger("graft")
 def get_ready(config: RunConfig) -> None:
     """Have what a run will need first: its network's library, and its device awake.
 
-    Else they are waited for when the sweep has been planned: a GPU takes half a second to answer,
-    torchvision one to be imported.
+    Else they are waited for when the sweep has been planned.
     """
     with ThreadPoolExecutor(1, "wake") as beside:  # libraries load while Python imports
         awake = beside.submit(machine.wake, machine.device(config.device))

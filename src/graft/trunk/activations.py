@@ -7,9 +7,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from graft.trunk import held
 from graft.trunk.fill import Rows
-from graft.trunk.held import Held
+from graft.trunk.held import Held, copy
 from graft.trunk.rows import RowFormat
 from graft.trunk.run import Tensors
 
@@ -101,5 +100,5 @@ class Activations:
         found = Held.fitting(sizes, self._format.row_bytes, self._device)
         if found is not None:
             for name, view in self._views.items():
-                held.copy(view.rows.rows(), found.of(name))
+                copy(view.rows.rows(), found.of(name))
         return found

@@ -13,7 +13,7 @@ from graft import machine
 # Of a GPU's free memory, what activations may take: the rest is for the trunk, then the tails.
 GPU_SHARE = 0.5
 # Rows that were stored pass through pinned memory, so many bytes at a time of each thread: one
-# thread reads a quarter of what the bus takes.
+# thread alone read 5 GB a second, less than the bus takes (docs/decisions/0019).
 STAGE_BYTES, READERS = 1 << 24, 8
 
 
