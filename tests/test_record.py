@@ -12,6 +12,7 @@ from graft.errors import RecordError
 from graft.record import (
     CHECKPOINT,
     CONFIG,
+    EPOCHS,
     PREDICTIONS,
     RUN,
     Predictions,
@@ -52,6 +53,33 @@ def test_two_classes_are_stored_as_a_score_and_a_label_of_0_or_1(tmp_path: Path)
     table = pd.read_parquet(tmp_path / PREDICTIONS)
     assert list(table.columns) == ["id", "split", "label", "score"]
     assert table["label"].tolist() == [0, 1, 1, 0]
+
+
+def test_epochs_come_back_as_they_were_and_what_is_no_number_as_an_empty_cell(
+    tmp_path: Path,
+) -> None:
+    rows = [
+        {"epoch": 1, "train_loss": 0.1 + 0.2, "val_loss": float(np.float32(1e-7))},
+        {"epoch": 2, "train_loss": float("nan"), "val_loss": float("inf"), "late": 1e300},
+    ]
+    folder = RunFolder(tmp_path)
+    folder.write_epochs(rows)
+    folder.write_run({"status": "diverged"})
+    table = read_run(tmp_path).epochs
+    assert list(table.columns) == ["epoch", "train_loss", "val_loss", "late"]
+    assert table["epoch"].dtype == np.int64
+    for name in table.columns:
+        expected = [row.get(name, float("nan")) for row in rows]
+        np.testing.assert_array_equal(table[name].to_numpy(), np.array(expected))
+    assert (tmp_path / EPOCHS).read_text().splitlines()[2] == "2,,inf,1e+300"
+
+
+def test_examples_come_back_as_they_were(tmp_path: Path) -> None:
+    table = {"id": ["ä", "b"], "label": ["NA", "001"], "class, or not": ["", "1.0"]}
+    folder = RunFolder(tmp_path)
+    folder.write_examples(table)
+    folder.write_run({"status": "completed"})
+    assert read_run(tmp_path).examples.to_dict("list") == table
 
 
 def test_a_writer_that_fails_leaves_the_old_file(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """One run, whole: repeatable, exact, frozen where it should be, honest about what went wrong."""
 
+import json
 import shutil
+import subprocess
 import sys
 import weakref
 from dataclasses import replace
@@ -34,6 +36,30 @@ def test_the_same_run_twice_gives_the_same_bits(tiny_config: RunConfig, tmp_path
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     columns = [c for c in first.epochs.columns if c != "seconds"]
     assert first.epochs[columns].equals(second.epochs[columns])
+
+
+TRAINING = """
+import json, sys
+from pathlib import Path
+from graft import train
+from graft.config import from_dict
+
+config = train.resolve(from_dict(json.loads(sys.argv[1])))
+assert train.train(config, Path(sys.argv[2]), train.load_dataset(config)).is_completed
+print(*sorted({"pandas", "sklearn", "scipy", "mlflow", "matplotlib"} & set(sys.modules)))
+"""
+
+
+def test_training_imports_nothing_that_only_the_report_needs(
+    tiny_values: dict[str, Any], tmp_path: Path
+) -> None:
+    tiny_values["dataset"]["group"] = "person"  # without, scikit-learn makes the split
+    asked = (json.dumps(tiny_values), str(tmp_path / "run"))
+    done = subprocess.run(
+        [sys.executable, "-c", TRAINING, *asked], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
 
 
 def test_another_seed_gives_another_run(tiny_config: RunConfig, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -77,6 +78,7 @@ def main() -> int:
     code = 1
     try:
         sys.argv = [sys.argv[0], *_with_names(arguments)]
+        _look_up_without_copying()
         _hydra_main()
         code = 0
     except SearchFailed as error:
@@ -101,6 +103,15 @@ def main() -> int:
     finally:
         code = _finish(code)
     return code
+
+
+def _look_up_without_copying() -> None:
+    """Hydra copies its store of registered configurations for every look-up: 112 times for --help.
+
+    That was 1.6 of 2.5 seconds there. What it takes out of the store it copies once more, so the
+    store can be shared.
+    """
+    ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
 
 
 @hydra.main(version_base="1.3", config_path=conf_dir(), config_name="config")

@@ -19,7 +19,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -40,9 +39,6 @@ from graft.run import Follower, Member, Outcome, Run, start
 from graft.settings import array_key, resolve, trunk_key, trunk_settings
 from graft.supply import Supply, supply
 from graft.trunk.cut import Cut, cut
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 __all__ = [
     "Follower", "LoadedDataset", "Member", "Outcome", "array_key", "build_network", "load_dataset",
@@ -373,7 +369,7 @@ def _tested(
             one = predictions(logits, labels, examples.classes)
             names = np.full(len(positions), split, dtype=object)
             parts[learner].append(replace(one, ids=examples.ids[positions], splits=names))
-    table = examples.frame()
+    table = examples.table()
     lanes.each(
         lambda learner: _predicted(learner, learners[learner], parts[learner], table), left, WRITERS
     )
@@ -395,7 +391,10 @@ def _store(learner: Learner, run: Run) -> None:
 
 
 def _predicted(
-    learner: Learner, run: Run, parts: Sequence[Predictions], examples: "pd.DataFrame"
+    learner: Learner,
+    run: Run,
+    parts: Sequence[Predictions],
+    examples: Mapping[str, Sequence[object]],
 ) -> None:
     with _keeping_error(learner):
         _check_restored(learner, parts[0])

@@ -182,14 +182,14 @@ def test_dropping_a_whole_part_is_refused(examples: Load) -> None:
 # --- what is recorded ------------------------------------------------------------------------
 
 
-def test_the_frame_has_everything_as_text(examples: Load) -> None:
+def test_the_table_has_everything_as_text(examples: Load) -> None:
     keys: Any = {"age": ["007"] * 6, "split": ["x"] * 6, "who": list("pqrstu")}
     found = examples(["a", "b"] * 3, **keys, group="who")
-    frame = found.frame()
-    assert list(frame.columns) == ["id", "path", "label", "split", "group", "age", "column split"]
-    assert frame["label"].tolist() == ["a", "b"] * 3 and frame["age"].tolist() == ["007"] * 6
-    assert frame["split"].tolist() == found.parts().tolist()
-    assert frame["path"].tolist() == [str(p) for p in found.paths]
+    table = {name: list(cells) for name, cells in found.table().items()}
+    assert list(table) == ["id", "path", "label", "split", "group", "age", "column split"]
+    assert table["label"] == ["a", "b"] * 3 and table["age"] == ["007"] * 6
+    assert table["split"] == found.parts().tolist() and table["column split"] == ["x"] * 6
+    assert table["path"] == [str(p) for p in found.paths]
 
 
 def test_the_digest_sees_whatever_changes_the_examples(examples: Load) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 
@@ -94,12 +93,12 @@ class SweepMaker:
             np.asarray(found if scores is None else scores, dtype=np.float32), self.classes,
         )  # fmt: skip
 
-    def examples(self, columns: Mapping[str, Sequence[str]]) -> pd.DataFrame:
-        names = np.array(self.classes, dtype=object)
-        table = pd.DataFrame({"id": self.ids, "path": [str(self.path / i) for i in self.ids]})
-        table["label"], table["split"] = names[self.labels], self.splits
-        table["skin_tone"] = [TONES[i % 3] for i in range(len(table))]
-        return table.assign(**{key: list(value) for key, value in columns.items()})
+    def examples(self, columns: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
+        return {
+            "id": [str(i) for i in self.ids], "path": [str(self.path / i) for i in self.ids],
+            "label": [self.classes[i] for i in self.labels], "split": self.splits.tolist(),
+            "skin_tone": [TONES[i % 3] for i in range(len(self.ids))], **columns,
+        }  # fmt: skip
 
     def draw(self, names: Sequence[str]) -> None:
         """Make some of the pictures: the others stay missing."""

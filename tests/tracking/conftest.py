@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -172,16 +171,14 @@ def predictions(num_right: int) -> Predictions:
     )
 
 
-def examples() -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "id": [f"{i}.png" for i in range(300)],
-            "path": [f"/pictures/{i}.png" for i in range(300)],
-            "label": [["-1", "1"][i % 2] for i in range(300)],
-            "split": ["val"] * 100 + ["test"] * 100 + ["train"] * 100,
-            "group": ["someone"] * 300,
-        }
-    )
+def examples() -> dict[str, list[str]]:
+    return {
+        "id": [f"{i}.png" for i in range(300)],
+        "path": [f"/pictures/{i}.png" for i in range(300)],
+        "label": [["-1", "1"][i % 2] for i in range(300)],
+        "split": ["val"] * 100 + ["test"] * 100 + ["train"] * 100,
+        "group": ["someone"] * 300,
+    }
 
 
 class Seen:

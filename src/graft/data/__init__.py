@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +16,6 @@ from graft.data.split import PARTS, Split, crossing, split
 from graft.data.tables import Table
 from graft.errors import DataError
 from graft.identity import digest as digest_of
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Part = NDArray[np.int64]
 _FIXED = ("id", "path", "label", "split", "group")
@@ -64,23 +60,20 @@ class Examples:
             names[getattr(self, name)] = name
         return names
 
-    def frame(self) -> "pd.DataFrame":
+    def table(self) -> dict[str, Sequence[object]]:
         """Columns id, path, label, split, group (if any), then the table's others, as text.
 
         A cell may begin with "=": whoever writes a CSV for a spreadsheet quotes it.
         """
-        import pandas as pd
-
-        names = np.array(self.classes, dtype=object)
-        columns = {
-            "id": self.ids, "path": [str(p) for p in self.paths],
-            "label": names[self.labels], "split": self.parts(),
+        columns: dict[str, Sequence[object]] = {
+            "id": self.ids.tolist(), "path": [str(p) for p in self.paths],
+            "label": [self.classes[i] for i in self.labels], "split": self.parts().tolist(),
         }  # fmt: skip
         if self.groups is not None:
-            columns["group"] = self.groups
+            columns["group"] = self.groups.tolist()
         for name, column in self.columns.items():
             columns[f"column {name}" if name in _FIXED else name] = column
-        return pd.DataFrame({k: np.asarray(v, dtype=object) for k, v in columns.items()})
+        return columns
 
     def shares(self) -> dict[str, dict[str, int]]:
         """Part -> class -> number of examples, in the order of the classes."""
