@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from graft.collector import importing
 from hydra_plugins.gpu_launcher import ahead
 
 # These say that a sweep will run, and leave its launcher alone.
@@ -25,7 +26,8 @@ def run() -> NoReturn:
     os.environ.setdefault("MALLOC_ARENA_MAX", "1")
     if _will_sweep(sys.argv[1:]):
         ahead.start("graft.app.warm_up", {"HYDRA_FULL_ERROR": "1"})
-    from graft.app import main  # with Hydra, which takes a quarter of a second
+    with importing():
+        from graft.app import main  # with Hydra, which takes a quarter of a second
 
     code = main()
     logging.shutdown()

@@ -38,6 +38,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from graft import naming, tracking
 from graft import progress as shown
+from graft.collector import importing
 from graft.config import OBJECTIVES, RunConfig, from_dict, keys, nearest
 from graft.errors import BadRequest, ConfigError, GraftError, Pruned
 from hydra_plugins.gpu_launcher import progress
@@ -143,7 +144,8 @@ def _begin(jobs: Sequence[DictConfig], *, is_alone: bool) -> "sweep.Prepared":
     first = jobs[0]
     if first.tracking.uri != "off" and not first.sweep.dry_run:
         tracking.warm_up()
-    from graft import sweep
+    with importing():
+        from graft import sweep
 
     names, asked, problems = [], [], []
     for job in jobs:
@@ -186,14 +188,16 @@ def _command() -> str:
 
 def warm_up() -> None:
     """What a worker imports while the sweep is being planned: called by the launcher there."""
-    importlib.import_module("graft.sweep.work")
+    with importing():
+        importlib.import_module("graft.sweep.work")
 
 
 def get_ready(job: DictConfig) -> None:
     """What a worker does next: called by the launcher there, with the first job."""
     from graft.sweep.work import get_ready as ready
 
-    ready(typed(job))
+    with importing():
+        ready(typed(job))
 
 
 def train_together(jobs: Sequence[DictConfig]) -> "list[sweep.Value | Exception]":

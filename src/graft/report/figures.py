@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from graft.collector import importing
 from graft.metrics import class_scores, confusion, one_against_rest, roc_points
 from graft.record import Predictions, Record
 from graft.report.canvas import (
@@ -33,13 +34,14 @@ SAID, COUNTED = 10, 25
 
 def warm_up() -> None:
     """Import what draws, and what reads records: that takes over a second."""
-    for name in (
-        "pandas",
-        *(f"pyarrow.{part}" for part in ("parquet", "dataset")),
-        "matplotlib.figure",
-        *(f"matplotlib.backends.backend_{kind}" for kind in ("agg", "svg")),
-    ):
-        importlib.import_module(name)
+    with importing():
+        for name in (
+            "pandas",
+            *(f"pyarrow.{part}" for part in ("parquet", "dataset")),
+            "matplotlib.figure",
+            *(f"matplotlib.backends.backend_{kind}" for kind in ("agg", "svg")),
+        ):
+            importlib.import_module(name)
 
 
 # --- for the page ---------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
+from graft.collector import importing, without_collector
 from graft.tracking.places import sqlite_path
 
 if TYPE_CHECKING:
@@ -101,8 +102,9 @@ def import_mlflow() -> None:
     os.environ.pop("MLFLOW_RUN_ID", None)
     logging.getLogger("alembic").setLevel(logging.ERROR)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-    import_module("mlflow")
-    import_module("mlflow.store.tracking.sqlalchemy_store")  # MLflow leaves it for later
+    with importing():
+        import_module("mlflow")
+        import_module("mlflow.store.tracking.sqlalchemy_store")  # MLflow leaves it for later
     logging.getLogger("mlflow").setLevel(logging.ERROR)
 
 
@@ -117,9 +119,10 @@ class Store:
         from mlflow import MlflowClient
 
         path = sqlite_path(uri)
-        if path is not None and not path.exists():
-            _make_database(path)
-        self._client = MlflowClient(tracking_uri=uri)
+        with without_collector():  # tables are made of many small objects
+            if path is not None and not path.exists():
+                _make_database(path)
+            self._client = MlflowClient(tracking_uri=uri)
         self._is_local = path is not None
         self._roots: dict[str, str] = {}  # where the files of runs that are open go
         # The first call makes the tables of a server's database.
