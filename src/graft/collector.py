@@ -23,7 +23,7 @@ def importing() -> Iterator[None]:
     """What is imported in here stays: nothing is collected, nor looked at by later collections.
 
     A library of ten thousand functions is gone through several times while it is imported, and each
-    time that all is gone through. That was a seventh of importing PyTorch, a sixth of MLflow.
+    time that all is gone through. That was a seventh of importing PyTorch, a fifth of MLflow.
     """
     there = len(sys.modules)
     with without_collector():
