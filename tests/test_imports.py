@@ -54,3 +54,37 @@ def test_a_sweep_is_checked_without_what_only_its_workers_and_its_end_need() -> 
     heavy = {"torch", "torchvision", "pandas", "sklearn", "mlflow", "matplotlib"}
     code = f"import sys, graft.sweep; print(*sorted({heavy!r} & set(sys.modules)))"
     assert _run(sys.executable, "-c", code).stdout.split() == []
+
+
+SHARED = """
+import copy
+from graft import app
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+
+app._look_up_without_copying()
+store = ConfigStore.instance()
+assert copy.deepcopy(store) is store
+kept = store.repo["hydra"]["config.yaml"].node
+assert store.load("hydra/config.yaml").node is not kept  # Hydra's own copy, which is enough
+
+def stored(group):
+    return {
+        name: stored(node) if isinstance(node, dict) else str(node.node)
+        for name, node in group.items()
+    }
+
+with initialize_config_dir(app.conf_dir(), version_base="1.3"):
+    first = compose("config", return_hydra_config=True)  # imports what registers itself
+    before = stored(store.repo)
+    asked = ["hydra.launcher.cpu_slots=3", "+hydra.job.env_set.A=b"]
+    changed = compose("config", asked, return_hydra_config=True)
+    assert changed.hydra.launcher.cpu_slots == 3
+    assert stored(store.repo) == before
+    assert compose("config", return_hydra_config=True) == first
+"""
+
+
+def test_configurations_that_hydra_looks_up_share_nothing_that_changes() -> None:
+    done = _run(sys.executable, "-c", SHARED)
+    assert done.returncode == 0, done.stderr
