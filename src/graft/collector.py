@@ -22,8 +22,8 @@ def without_collector() -> Iterator[None]:
 def importing() -> Iterator[None]:
     """What is imported in here stays: nothing is collected, nor looked at by later collections.
 
-    A library of ten thousand functions is gone through several times while it is imported, and each
-    time that all is gone through. That was a seventh of importing PyTorch, a fifth of MLflow.
+    Else a large library is gone through again and again while it is made, with all that is there:
+    that was a seventh of importing PyTorch, a fifth of MLflow.
     """
     there = len(sys.modules)
     with without_collector():
