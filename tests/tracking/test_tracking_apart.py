@@ -57,6 +57,29 @@ def autogroup(pid: int | str) -> list[str]:
     return file.read_text().split() if file.exists() else []
 
 
+IMPORT = """
+import sys
+from graft.tracking.client import import_mlflow
+
+import_mlflow()
+print(*sorted({"pandas", "scipy"} & set(sys.modules)))
+import scipy.special  # whoever needs it later has it
+import mlflow
+mlflow.set_tracking_uri(sys.argv[1])
+print(type(mlflow.search_runs()).__module__)
+"""
+
+
+def test_mlflow_is_imported_without_what_it_can_do_without(tables: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT, f"sqlite:///{tables}"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    needed, frame = done.stdout.splitlines()
+    assert needed == "" and frame.startswith("pandas")
+
+
 OPEN = """
 import sys, time
 from graft.tracking import apart

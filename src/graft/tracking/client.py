@@ -6,10 +6,12 @@ Everything here may raise and may block; `line.py` makes both harmless.
 import getpass
 import logging
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -35,6 +37,8 @@ _ENVIRONMENT = {
 LEFT_S = 600.0
 # MLflow takes 1000 metrics, 100 parameters and 100 tags a call.
 _BATCH_METRICS, _BATCH_OTHERS = 1000, 100
+# MLflow does without these, as mlflow-skinny has to; they are a quarter of its import.
+_UNNEEDED = {"pandas", "scipy"}
 
 
 class Point(NamedTuple):
@@ -102,10 +106,27 @@ def import_mlflow() -> None:
     os.environ.pop("MLFLOW_RUN_ID", None)
     logging.getLogger("alembic").setLevel(logging.ERROR)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-    with importing():
+    with importing(), _hidden(_UNNEEDED):
         import_module("mlflow")
         import_module("mlflow.store.tracking.sqlalchemy_store")  # MLflow leaves it for later
     logging.getLogger("mlflow").setLevel(logging.ERROR)
+
+
+@contextmanager
+def _hidden(packages: set[str]) -> Iterator[None]:
+    """Packages that are not imported yet are not installed, as far as this process can see."""
+
+    class Hidden(MetaPathFinder):
+        def find_spec(self, name: str, *_: object) -> None:
+            if name.partition(".")[0] in packages:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    finder = Hidden()
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
 
 
 # --- calls ----------------------------------------------------------------------------------
