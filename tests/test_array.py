@@ -6,6 +6,8 @@ import logging
 import re
 import threading
 import time
+import traceback
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +36,9 @@ from graft.config import (
 )
 from graft.errors import Diverged, RunError, WeightsError
 from graft.fit.learner import Learner
-from graft.record import CHECKPOINT, EPOCHS, LOG, RUN, Record
+from graft.network import Network
+from graft.record import CHECKPOINT, EPOCHS, LOG, RUN, Record, RunFolder
+from graft.run import Run
 from graft.strategies import FineTune, Full, HeadOnly, Strategy
 from graft.train import Member, Outcome, array_key, train_array
 
@@ -445,6 +449,133 @@ def test_a_run_that_cannot_begin_fails_alone(
     assert isinstance(second, MemoryError)
     assert info(tmp_path / "lr=0.001")["status"] == "failed"
     assert sorted(ended) == sorted(configs)
+
+
+def _no_room(*args: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("what", ["write_epochs", "write_predictions", "write_run"])
+def test_a_folder_that_can_no_longer_be_written_ends_its_run_alone(
+    tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    write = getattr(RunFolder, what)
+
+    def fails(self: RunFolder, *args: Any) -> None:
+        is_last = what != "write_run" or args[0]["status"] == "completed"
+        if self.path.name == "lr=0.01" and is_last:
+            _no_room()
+        write(self, *args)
+
+    configs = rates(replace(tiny_config, strategy=FineTune()), 1e-2, 1e-3)
+    expected = alone(configs["lr=0.001"], tmp_path / "alone")
+    monkeypatch.setattr(RunFolder, what, fails)
+    first, second = array(configs, tmp_path)
+    assert isinstance(first, OSError) and info(tmp_path / "lr=0.01")["status"] == "failed"
+    assert "No space left" in info(tmp_path / "lr=0.01")["reason"]
+    assert_same(second, expected)
+
+
+def test_a_checkpoint_that_cannot_be_noted_ends_its_run_alone(
+    tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = Run.find_checkpoint
+
+    def fails(self: Run, *args: Any) -> None:
+        if self.name == "lr=0.01":
+            _no_room()
+        find(self, *args)
+
+    monkeypatch.setattr(Run, "find_checkpoint", fails)
+    first, second = array(rates(replace(tiny_config, epochs=1), 1e-2, 1e-3), tmp_path / "some")
+    assert isinstance(first, OSError)
+    assert isinstance(second, Record) and second.is_completed
+    (only,) = array(rates(tiny_config, 1e-2), tmp_path / "none")
+    assert isinstance(only, OSError)
+
+
+@pytest.mark.parametrize("num_epochs", [0, 2])  # behind none; in the test
+def test_a_run_whose_outputs_cannot_be_had_ends_alone(
+    tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_epochs: int
+) -> None:
+    logits = Learner.logits
+
+    def fails(self: Learner, activations: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        if self.name == "lr=0.01" and len(self.history) == num_epochs:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return logits(self, activations)
+
+    configs = rates(replace(tiny_config, strategy=FineTune()), 1e-2, 1e-3)
+    expected = alone(configs["lr=0.001"], tmp_path / "alone")
+    monkeypatch.setattr(Learner, "logits", fails)
+    first, second = array(configs, tmp_path)
+    assert isinstance(first, torch.OutOfMemoryError)
+    assert_same(second, expected)
+
+
+def test_what_a_run_that_ended_held_is_free_while_others_go_on(
+    tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its step's graph at once, its optimizer by the end of the epoch, the others' with them."""
+    step, held = Learner.step, dict[str, weakref.ref[Any]]()
+    seen: list[tuple[bool, bool]] = []
+
+    def fails(self: Learner, activations: tuple[torch.Tensor, ...], labels: torch.Tensor) -> None:
+        if self.name == "lr=0.01" and self.steps == 1:
+            large = torch.zeros(1000)
+            held.update(graph=weakref.ref(large), optimizer=weakref.ref(self.optimizer))
+            raise Diverged("too fast")
+        if self.name == "lr=0.001" and held:
+            held["other"] = weakref.ref(self)
+            seen.append((held["graph"]() is None, held["optimizer"]() is None))
+        step(self, activations, labels)
+
+    monkeypatch.setattr(Learner, "step", fails)
+    monkeypatch.setattr(lanes, "COUNT", 1)
+    gc.disable()
+    try:
+        first, second = array(rates(tiny_config, 1e-2, 1e-3), tmp_path)
+        assert held["other"]() is None  # while its neighbour's error is still at hand
+    finally:
+        gc.enable()
+    assert isinstance(first, Diverged) and isinstance(second, Record)
+    assert seen[0][0] and seen[-1] == (True, True)
+    assert "too fast" in "".join(traceback.format_exception(first))
+
+
+def test_a_checkpoint_that_cannot_be_read_back_at_once_is_that_of_the_best_epoch(
+    tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(tiny_config, strategy=FineTune(), epochs=3)
+    monkeypatch.setattr(Learner, "_is_best", lambda self, row: row["epoch"] == 1)
+    expected = alone(config, tmp_path / "alone")
+    restore, failed = Network.restore, list[Path]()
+
+    def fails_once(self: Network, path: Path) -> None:
+        if not failed:
+            failed.append(path)
+            raise WeightsError("cannot be read as weights: Cannot allocate memory")
+        restore(self, path)
+
+    monkeypatch.setattr(Network, "restore", fails_once)
+    assert_same(alone(config, tmp_path / "again"), expected)
+    assert failed
+
+
+def test_an_output_that_is_infinite_is_a_run_that_diverged(
+    tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its loss may be finite: of three classes it looks at the right one alone."""
+    logits = Learner.logits
+
+    def overflows(self: Learner, activations: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        out = logits(self, activations)
+        return torch.cat([out, torch.full_like(out, -torch.inf), torch.zeros_like(out)], dim=1)
+
+    monkeypatch.setattr(Learner, "logits", overflows)
+    monkeypatch.setattr(Learner, "loss", lambda self, logits, labels: logits[:, :1].square().mean())
+    with pytest.raises(Diverged, match=r"an output on validation became infinite in epoch 1"):
+        alone(replace(tiny_config, strategy=FineTune()), tmp_path / "run")
 
 
 # --- what is told of each run -----------------------------------------------------------------

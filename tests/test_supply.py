@@ -42,9 +42,10 @@ from graft.record import CHECKPOINT, EPOCHS, Record, read_run
 from graft.strategies import FineTune, HeadOnly, Strategy
 from graft.supply.batches import Input, forget_pictures
 from graft.supply.shelf import Place, Shelf
+from graft.supply.stored import MEMORY_SHARE
 from graft.trunk import fill, held
 from graft.trunk.cut import cut
-from graft.trunk.run import Frozen
+from graft.trunk.run import ON_CPU, Frozen
 from graft.trunk.store import Filler
 
 SMALL, SMALL_END = "mobilenet_v3_small", "flatten"
@@ -233,6 +234,39 @@ def test_what_does_not_fit_at_the_end_is_stored_earlier(
     assert f"at {SMALL_END} 0.00 GB would be stored, 0.00 GB may be" in why(built)
     assert_equal(live, built)
     assert_equal(live, reused)
+
+
+def test_how_fast_a_fill_was_is_not_seen_in_what_runs_for_every_batch(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A size that gives the stored part's bits was never tried on the rest."""
+    made: list[tuple[Frozen, bool]] = []
+    begin = Frozen.__init__
+
+    def noted(self: Frozen, *args: Any, is_for_storing: bool = False) -> None:
+        begin(self, *args, is_for_storing=is_for_storing)
+        made.append((self, is_for_storing))
+
+    monkeypatch.setattr(Frozen, "__init__", noted)
+    limited = replace(config, augmentation=NoAugmentation(), cache=gigabytes(SMALLEST_BYTES))
+    run(limited, tmp_path / "built")
+    assert any(one.pace.seconds for one, is_for_storing in made if is_for_storing)
+    (rest,) = [one for one, is_for_storing in made if not is_for_storing]
+    assert rest.pace.seconds == {} and rest.pace.best == ON_CPU[0]
+
+
+def test_memory_is_shared_out_among_views(
+    config: RunConfig, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a store: each view fits, both do not."""
+    cache.parent.mkdir(parents=True)
+    cache.write_text("no folder")
+    config = replace(config, augmentation=Flip())
+    enough = 144 * END_BYTES * MEMORY_SHARE  # of 64 training pictures two views, of 16 others one
+    for available, expected in ((enough, "memory"), (enough - MEMORY_SHARE, "live")):
+        with monkeypatch.context() as patch:
+            patch.setattr(machine, "available_bytes", lambda n=available: n)
+            assert source(run(config, tmp_path / expected)) == expected
 
 
 @pytest.mark.slow

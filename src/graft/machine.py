@@ -129,10 +129,21 @@ def available_bytes() -> int:
     for line in _read(Path("/proc/meminfo")).splitlines():
         if line.startswith("MemAvailable:"):
             found = int(line.split()[1]) * 1024
-    for line in _read(Path("/sys/fs/cgroup/memory.max")).splitlines():
-        if line.isdigit():
-            found = min(found, int(line))
+    limit = _read(CGROUP / "memory.max").strip()
+    if limit.isdigit():  # else "max", or no such group
+        used = _number(_read(CGROUP / "memory.current"))
+        # Cached files that nobody uses, which are given back when asked for.
+        cached = re.search(r"^inactive_file (\d+)$", _read(CGROUP / "memory.stat"), re.MULTILINE)
+        used -= int(cached[1]) if cached else 0
+        found = min(found, max(0, int(limit) - max(0, used)))
     return found
+
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def _number(text: str) -> int:
+    return int(text) if text.strip().isdigit() else 0
 
 
 def free_bytes(device: "torch.device") -> int:
@@ -177,6 +188,14 @@ def return_memory() -> None:
 
 def return_gpu_memory(error: BaseException) -> None:
     """After an error that was out of it: let go of what its frames hold, and of what is kept."""
+    forget_frames(error)
+    import torch
+
+    torch.cuda.empty_cache()
+
+
+def forget_frames(error: BaseException) -> None:
+    """Let go of what the frames of an error hold; its lines can still be printed."""
     traceback.clear_frames(error.__traceback__)
     # Where it was caught, its trace begins; those who called hold the batch, and are held by it.
     frame = error.__traceback__.tb_frame if error.__traceback__ else None
@@ -184,9 +203,6 @@ def return_gpu_memory(error: BaseException) -> None:
         with suppress(RuntimeError):  # still running, as all are from here on
             frame.clear()
         frame = frame.f_back
-    import torch
-
-    torch.cuda.empty_cache()
 
 
 def peak_in_words(device: str) -> str:

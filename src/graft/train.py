@@ -207,9 +207,9 @@ def _train(runs: Sequence[Run], dataset: LoadedDataset, beside: Sequence[RunConf
     machine.return_memory()
     try:
         with _sharing(runs, "prepare"):
-            _find_checkpoints(runs, own, network)
+            left = _with_checkpoints(runs, own, network)
         networks = _Networks(network, runs)
-        for group in groups(runs, fed, own, network):
+        for group in groups(left, fed, own, network):
             _train_group(group, fed, own, networks)
     except Exception:
         fed.close()
@@ -257,8 +257,12 @@ def _cuts_beside(network: Network, config: RunConfig, beside: Sequence[RunConfig
     return [one for one in found if one is not None]
 
 
-def _find_checkpoints(runs: Sequence[Run], own: Cut | None, network: Network) -> None:
-    """Of earlier starts, made from the same weights by an optimizer of the same kind."""
+def _with_checkpoints(runs: Sequence[Run], own: Cut | None, network: Network) -> list[Run]:
+    """Runs that know what earlier starts left, from the same weights by the same kind of optimizer.
+
+    Returns:
+        Those whose folders can be written; the others have ended.
+    """
     config = runs[0].config
     is_stack = own is not None and can_stack(own.tail, config)
     of = {
@@ -269,7 +273,11 @@ def _find_checkpoints(runs: Sequence[Run], own: Cut | None, network: Network) ->
     }
     shapes = {name: tensor.shape for name, tensor in trained_tensors(network.module).items()}
     for run in runs:
-        run.find_checkpoint(of, shapes)
+        try:
+            run.find_checkpoint(of, shapes)
+        except OSError as error:
+            run.give_up(error)
+    return [run for run in runs if run.outcome is None]
 
 
 def _train_group(group: Group, fed: Supply, own: Cut | None, networks: "_Networks") -> None:
@@ -311,9 +319,12 @@ def _train_group(group: Group, fed: Supply, own: Cut | None, networks: "_Network
         stored = _test(learners, fed)
     for learner, run in learners.items():
         if learner.error is None:
-            run.complete(learner.best_epoch, stored[learner])
-        elif run.outcome is None:
-            run.give_up(learner.error)
+            with _keeping_error(learner):
+                run.complete(learner.best_epoch, stored[learner])
+        if learner.error is not None:
+            if run.outcome is None:
+                run.give_up(learner.error)
+            machine.forget_frames(learner.error)  # they hold all that was trained beside
 
 
 def _learner(run: Run, fed: Supply, own: Cut | None, networks: "_Networks") -> Learner:
@@ -323,6 +334,7 @@ def _learner(run: Run, fed: Supply, own: Cut | None, networks: "_Networks") -> L
     run.info |= {
         "parameters": network.counts(),
         "weights": str(network.source),
+        "weights_digest": network.source.digest,
         "trunk": fed.origin.to_dict(),
     }
     learner = Learner(
@@ -364,12 +376,13 @@ def _tested(
     examples = fed.examples
     parts: dict[Learner, list[Predictions]] = {learner: [] for learner in left}
     for split, positions in (("val", examples.val), ("test", examples.test)):
-        found = evaluate(left, fed.trunk, fed.of(positions))
-        for learner, (logits, labels) in zip(left, found, strict=True):
+        found = evaluate([o for o in left if o.error is None], fed.trunk, fed.of(positions))
+        for learner, (logits, labels) in found.items():
             one = predictions(logits, labels, examples.classes)
             names = np.full(len(positions), split, dtype=object)
             parts[learner].append(replace(one, ids=examples.ids[positions], splits=names))
     table = examples.table()
+    left = [learner for learner in left if learner.error is None]
     lanes.each(
         lambda learner: _predicted(learner, learners[learner], parts[learner], table), left, WRITERS
     )
@@ -384,9 +397,10 @@ def _tested(
 def _store(learner: Learner, run: Run) -> None:
     """A checkpoint of the best epoch, which the network then holds."""
     with _keeping_error(learner):
-        state = learner.network.module.state_dict()
-        run.writer.write_checkpoint({**state, **learner.best_state})
-        learner.best_state.clear()  # it is as large as what trains
+        if learner.best_state:  # else it was stored, and could not be read back
+            state = learner.network.module.state_dict()
+            run.writer.write_checkpoint({**state, **learner.best_state})
+            learner.best_state.clear()  # it is as large as what trains
         learner.network.restore(run.writer.path / CHECKPOINT)
 
 
@@ -480,8 +494,10 @@ class _Watcher:
     def flush(self) -> None:
         for learner, run in self._runs.items():
             rows = learner.history[self._sent[learner] :]
-            if rows:
-                self._sent[learner] += len(rows)
+            if not rows:
+                continue
+            self._sent[learner] += len(rows)
+            with _keeping_error(learner):  # a folder that cannot be written ends its run alone
                 run.writer.write_epochs(learner.history)
                 for follower in run.member.followers:
                     follower.epochs(rows)

@@ -448,6 +448,21 @@ def test_available_memory_is_plausible() -> None:
     assert 2**26 < machine.available_bytes() <= physical
 
 
+def test_what_a_container_uses_already_is_not_available(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for cached files that nobody uses."""
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    before = machine.available_bytes()
+    values = {"memory.max": "1000000\n", "memory.current": "900000\n",
+              "memory.stat": "anon 5\ninactive_file 400000\nactive_file 9\n"}  # fmt: skip
+    for name, text in values.items():
+        (tmp_path / name).write_text(text)
+    assert machine.available_bytes() == 500_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert machine.available_bytes() == pytest.approx(before, rel=0.5)
+
+
 def test_a_picture_within_its_header_is_not_trusted(tmp_path: Path) -> None:
     """A TIFF whose header promises strips far beyond the end of the file."""
     path = _saved(tmp_path / "a.tif", Image.new("L", (16, 16)))

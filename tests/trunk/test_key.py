@@ -288,6 +288,15 @@ def test_another_kind_of_processor_is_another_key(
     assert key_of(config) != before
 
 
+def test_another_number_of_threads_is_another_key(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Work that is shared out otherwise is added up otherwise."""
+    before = key_of(config)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    assert key_of(config) != before
+
+
 def test_a_gpu_is_another_key_and_each_kind_of_gpu_too(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

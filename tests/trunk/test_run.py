@@ -110,6 +110,22 @@ def test_kernels_that_round_otherwise_for_few_pictures_change_nothing(num_lanes:
     assert sum(n < 4 for n in module.sizes) == 3  # each was tried once
 
 
+class Edged(Watched):
+    """Other bits in the last places of a large part, where a kernel may treat a rest apart."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        (out,) = super().forward(x)
+        if len(x) > 4:
+            out[-1:] = torch.nextafter(out[-1:], out[-1:] + 1)
+        return (out,)
+
+
+def test_a_size_is_held_against_the_usual_one_in_every_place() -> None:
+    one, x = frozen(Edged(), (4, 8)), pictures(40)
+    assert torch.equal(one.tried(x)[0], 2 * x)
+    assert one.pace.seconds[8] == float("inf")
+
+
 def test_black_pictures_tell_nothing_of_others() -> None:
     one = frozen(Sized(least=4))
     for x in (torch.zeros(3, 3, 8, 8), pictures(3)):

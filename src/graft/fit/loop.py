@@ -1,6 +1,8 @@
 """Epochs over an array of runs that see the same batches."""
 
+import math
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +13,7 @@ import torch
 from torch import nn
 
 from graft.config import RunConfig
+from graft.errors import Diverged
 from graft.fit.learner import Learner
 from graft.fit.losses import scores
 from graft.fit.recorded import Recorder
@@ -102,12 +105,15 @@ def fit(
             lanes.wait()
             for recorder in recorders:
                 recorder.wait()
+            for learner in active:
+                if learner.error is not None:
+                    learner.release()  # room for those that go on
             active = [learner for learner in active if learner.error is None]
             logits = evaluate(active, trunk, val_batches(), lanes)
             seconds = time.monotonic() - started
             rows = {
                 learner: _closed_epoch(learner, value, labels, classes, seconds)
-                for learner, (value, labels) in zip(active, logits, strict=True)
+                for learner, (value, labels) in logits.items()
             }
             watcher.epoch({learner: row for learner, row in rows.items() if row is not None})
             active = [learner for learner in active if not learner.is_done]
@@ -126,8 +132,11 @@ def evaluate(
     trunk: Trunk,
     batches: Iterable[Batch],
     lanes: Lanes | None = None,
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Logits float32 [N, outputs] and labels [N] of each learner, on the CPU."""
+) -> dict[Learner, tuple[torch.Tensor, torch.Tensor]]:
+    """Logits float32 [N, outputs] and labels [N] of each learner, on the CPU.
+
+    One that raises keeps its error, and is left out.
+    """
     for learner in learners:
         learner.network.eval()
     lanes = lanes or Lanes(1)
@@ -143,14 +152,23 @@ def evaluate(
             lanes.do(number, partial(_add_logits, kept, learner, activations, len(batch.labels)))
     lanes.wait()
     every_label = torch.cat(labels).cpu() if labels else torch.empty(0, dtype=torch.int64)
-    return [(torch.cat(kept).cpu(), every_label) for kept in logits]
+    return {
+        learner: (torch.cat(kept).cpu(), every_label)
+        for learner, kept in zip(learners, logits, strict=True)
+        if learner.error is None
+    }
 
 
 @torch.no_grad()
 def _add_logits(
     kept: list[torch.Tensor], learner: Learner, activations: tuple[torch.Tensor, ...], count: int
 ) -> None:
-    kept.append(learner.logits(activations)[:count])
+    if learner.error is not None:
+        return
+    try:
+        kept.append(learner.logits(activations)[:count])
+    except Exception as error:  # as in a step
+        _leave(learner, error)
 
 
 def predictions(
@@ -167,7 +185,13 @@ def _step(learner: Learner, activations: tuple[torch.Tensor, ...], batch: Batch)
     try:
         learner.step(activations, batch.labels)
     except Exception as error:  # one run's failure must not end the runs beside it
-        learner.error = error
+        _leave(learner, error)
+
+
+def _leave(learner: Learner, error: Exception) -> None:
+    """With its error, and without what its frames hold: those that go on may need the room."""
+    learner.error = error
+    traceback.clear_frames(error.__traceback__)
 
 
 def _step_all(
@@ -180,7 +204,7 @@ def _step_all(
         stack.step(activations, batch.labels, among)
     except Exception as error:  # they are one computation: what ends it ends them all
         for learner in among:
-            learner.error = error
+            _leave(learner, error)
 
 
 def _closed_epoch(
@@ -195,7 +219,8 @@ def _closed_epoch(
         with torch.no_grad():
             value = learner.loss(logits.to(learner.device), labels.to(learner.device))
         val = {"loss": float(value)}
-        if torch.isfinite(logits).all():
+        if math.isfinite(val["loss"]):
+            _check_finite(learner, logits)
             every = metric_scores(predictions(logits, labels, classes))
             val |= {name: score for name, score in every.items() if "/" not in name}
         row = learner.end_epoch(val, seconds)
@@ -204,6 +229,15 @@ def _closed_epoch(
         return None
     _hear_judge(learner, [row])
     return row
+
+
+def _check_finite(learner: Learner, logits: torch.Tensor) -> None:
+    """A loss may look at the label's own output alone; the others count in every metric."""
+    if not torch.isfinite(logits).all():
+        raise Diverged(
+            f"an output on validation became infinite in epoch {len(learner.history) + 1} at "
+            f"optimizer.lr={learner.config.optimizer.lr:g}. A smaller rate usually helps."
+        )
 
 
 def _hear_judge(learner: Learner, rows: Sequence[Mapping[str, float]]) -> None:

@@ -201,7 +201,8 @@ def _filled_views(
                 kept = held.of(view) if held is not None else None
                 found = fill_or_remember(
                     store, wanted, shelf.sizes[view], frozen,
-                    functools.partial(_inputs, shelf, view), counter.advance, memory, kept,
+                    functools.partial(_inputs, shelf, view), counter.advance,
+                    memory * shelf.sizes[view] // shelf.num_rows, kept,
                 )  # fmt: skip
                 if found is None:
                     _close(rows)

@@ -105,9 +105,11 @@ def supply(
     if own is None:
         why = "everything trains, or its graph cannot be followed"
         return Supply(config, examples, live, Trunk(None, "float32"), Origin(None, "live", why=why))
-    pace = Pace.on(device, config.batch_size)
     network.eval()  # nothing in a trunk is random or moves; what comes after it may
-    found = stored(config, pictures, own, beside, autocast, pace)
+    found = stored(config, pictures, own, beside, autocast, Pace.on(device, config.batch_size))
+    # What runs for every batch has a pace of its own: no size was ever held against the usual one
+    # for it, and how fast a fill was must not be seen in a run.
+    pace = Pace.on(device, config.batch_size)
     if isinstance(found, str):
         trunk = Trunk(Frozen(own.trunk, autocast, pace), config.activations)
         why = f"{found}; {pictures.pictures.kept_in_words()}"

@@ -71,7 +71,9 @@ class Activations:
         self, examples: NDArray[np.int64], names: Sequence[str], which: NDArray[np.int64]
     ) -> NDArray[np.uint8]:
         """uint8 [B, row_bytes]"""
-        out = np.empty((len(examples), self._format.row_bytes), dtype=np.uint8)
+        # Begins where PyTorch's own tensors may: what multiplies it is told nothing of the store.
+        empty = torch.empty((len(examples), self._format.row_bytes), dtype=torch.uint8)
+        out: NDArray[np.uint8] = empty.numpy()
         for number in np.unique(which):
             view, chosen = self._views[names[number]], which == number
             out[chosen] = view.rows.rows()[view.position[examples[chosen]]]

@@ -58,11 +58,12 @@ def digest_of(part: GraphModule) -> str:
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """What rounding depends on besides the operations: library, processor."""
+    """What rounding depends on besides the operations: library, processor, threads."""
     if device.type == "cuda":
         kind = torch.cuda.get_device_name(device)
     else:
-        kind = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+        processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+        kind = f"{processor} {torch.get_num_threads()}"
     return {"torch": torch.__version__, "device": f"{device.type} {kind}"}
 
 

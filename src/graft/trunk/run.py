@@ -125,7 +125,7 @@ class Frozen:
         _wait(outs[-1])
         self.pace.seconds[size] = (time.perf_counter() - started) / (len(inputs[0]) - first)
         out = self._joined(outs)
-        first_ones = [t[:usual] for t in inputs]
+        first_ones = [t[: max(usual, size)] for t in inputs]  # every place in a part
         if size == usual or self._agrees(out, first_ones):
             return out
         self.pace.seconds[size] = float("inf")
