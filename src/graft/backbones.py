@@ -79,6 +79,18 @@ def stamp(config: Model) -> object:
     return path, status.st_size, status.st_mtime_ns
 
 
+def own_digest(config: Model) -> str | None:
+    """BLAKE2b of a weights file of the user's, which may change under its name; else None.
+
+    Raises:
+        WeightsError: there is no such file.
+    """
+    if config.weights in ("imagenet", "none"):
+        return None
+    path = _own_file(config.weights)
+    return _digest(path, path.stat().st_mtime_ns)
+
+
 def check(config: Model, *, image_size: int) -> None:
     """Say now what `build` would say later; a download that is needed happens here.
 

@@ -222,6 +222,7 @@ def _first_info(member: Member, dataset: LoadedDataset) -> dict[str, Any]:
         "best_epoch": None,
         "parameters": None,
         "weights": None,
+        "weights_digest": None,
         "trunk": None,
         "split": dataset.examples.shares(),
         "data_digest": dataset.digest,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from graft import backbones, record
-from graft.config import RunConfig, to_dict
+from graft.config import Model, RunConfig, to_dict
 from graft.dataset import LoadedDataset, load_dataset
 from graft.errors import BadRequest, ConfigError, RecordError
 from graft.identity import NOT_RESULT, run_identity
@@ -22,7 +22,7 @@ def checked(asked: Sequence[Asked]) -> tuple[list[Asked], list[Asked]]:
 
     Returns:
         (the runs, their configurations with nothing left open; those of them whose folders hold
-        other settings or other data, which sweep.overwrite=true allows to be replaced)
+        other settings, data or weights, which sweep.overwrite=true allows to be replaced)
 
     Raises:
         BadRequest: everything that is wrong, at once.
@@ -30,6 +30,7 @@ def checked(asked: Sequence[Asked]) -> tuple[list[Asked], list[Asked]]:
     problems: list[str] = []
     resolved = [one for one in (_resolved(run, problems) for run in asked) if one is not None]
     problems += _twice(asked)
+    problems += _chosen_by_unlike_losses(resolved)
     datasets = _datasets(resolved, problems)
     _check_networks(resolved, problems)
     replaced = []
@@ -59,6 +60,26 @@ def _twice(asked: Sequence[Asked]) -> list[str]:
     names = [run.name for run in asked]
     twice = sorted({name for name in names if names.count(name) > 1})
     return [f"The run {name} was asked for twice. Name each value once." for name in twice]
+
+
+def _chosen_by_unlike_losses(asked: Sequence[Asked]) -> list[str]:
+    """Class weights and smoothing change what a loss measures: the lowest would say nothing."""
+    axes = {axis for run in asked for axis in run.config.sweep.axes}
+    differing = sorted(axis for axis in axes if axis.partition(".")[0] == "loss")
+    names = {
+        f"sweep.objectives=[{','.join(run.config.sweep.objectives)}]"
+        if run.config.sweep.objectives
+        else f"metric={run.config.metric}"
+        for run in asked
+        if "val_loss" in (run.config.sweep.objectives or (run.config.metric,))
+    }
+    if not differing:
+        return []
+    return [
+        f"{name} cannot choose between runs that differ in {', '.join(differing)}: it changes what "
+        "val_loss measures. Choose by another metric, such as val_accuracy."
+        for name in sorted(names)
+    ]
 
 
 def _datasets(asked: Sequence[Asked], problems: list[str]) -> dict[tuple[Any, ...], LoadedDataset]:
@@ -92,7 +113,7 @@ def _check_networks(asked: Sequence[Asked], problems: list[str]) -> None:
 
 
 def _conflicts(asked: Asked, datasets: Mapping[tuple[Any, ...], LoadedDataset]) -> list[str]:
-    """What stands in a run's folder already, of other settings or other data."""
+    """What stands in a run's folder already, of other settings, other data or other weights."""
     if not (asked.folder / record.RUN).is_file():
         return []
     try:
@@ -109,12 +130,28 @@ def _conflicts(asked: Asked, datasets: Mapping[tuple[Any, ...], LoadedDataset]) 
             "Give this sweep another name, sweep.name=..., or replace it: sweep.overwrite=true."
         ]
     dataset = datasets.get(_dataset_key(asked.config))
-    if dataset is not None and found.info["data_digest"] != dataset.digest:
+    # None: it ended before it had read them.
+    if dataset is not None and found.info["data_digest"] not in (None, dataset.digest):
         return [
             f"{asked.folder} holds this run on other data: the table or a picture has changed. "
             "Give this sweep another name, sweep.name=..., or replace it: sweep.overwrite=true."
         ]
+    if _has_other_weights(found.info, asked.config.model):
+        return [
+            f"{asked.folder} holds this run with other weights: "
+            f"model.weights={asked.config.model.weights} has changed. "
+            "Give this sweep another name, sweep.name=..., or replace it: sweep.overwrite=true."
+        ]
     return []
+
+
+def _has_other_weights(info: Mapping[str, Any], model: Model) -> bool:
+    """A file of the user's may have been written anew under its name."""
+    before = info.get("weights_digest")  # None: it was never read
+    try:
+        return before is not None and backbones.own_digest(model) not in (None, before)
+    except BadRequest:  # said already
+        return False
 
 
 def _warn_of_large_batches(

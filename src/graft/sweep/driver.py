@@ -279,8 +279,8 @@ def _empty(one: Asked) -> dict[str, Any]:
         "format": record.FORMAT, "run": one.name, "status": "running", "reason": None,
         "identity": run_identity(resolve(one.config)), "choices": dict(one.choices),
         "classes": [], "metric": one.config.metric, "best_epoch": None, "parameters": None,
-        "weights": None, "trunk": None, "split": {}, "data_digest": None, "notes": [],
-        "skipped": [], "attempts": 1, "resumed_after": [], "timings_s": {},
+        "weights": None, "weights_digest": None, "trunk": None, "split": {}, "data_digest": None,
+        "notes": [], "skipped": [], "attempts": 1, "resumed_after": [], "timings_s": {},
     }  # fmt: skip
 
 

@@ -1,0 +1,66 @@
+"""What a sweep finds in its folder before its first run: of other weights, or of no data at all."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.models import mobilenet_v3_small
+
+from graft import train
+from graft.config import RunConfig, Sweep
+from graft.errors import ConfigError
+from graft.sweep import driver
+from graft.sweep.asked import Asked, finished
+from graft.sweep.check import checked
+
+
+def _asked(config: RunConfig) -> Asked:
+    return Asked("run", {}, train.resolve(config))
+
+
+def test_a_weights_file_that_was_written_anew_is_another_run(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    path = tmp_path / "my.pth"
+    torch.save(mobilenet_v3_small().state_dict(), path)
+    config = replace(tiny_config, model=replace(tiny_config.model, weights=str(path)), epochs=1)
+    asked = _asked(config)
+    train.train(asked.config, asked.folder, train.load_dataset(asked.config))
+    assert finished(asked) is not None and checked([asked])[1] == []
+
+    torch.save(mobilenet_v3_small().state_dict(), path)  # of other random numbers
+    with pytest.raises(ConfigError, match=r"with other weights: model\.weights=.*my\.pth has"):
+        checked([asked])
+    allowed = _asked(replace(config, sweep=Sweep(overwrite=True)))
+    assert [one.name for one in checked([allowed])[1]] == ["run"]
+
+
+def test_a_run_that_ended_before_it_had_read_the_data_is_asked_for_again(
+    tiny_config: RunConfig,
+) -> None:
+    asked = _asked(tiny_config)
+    driver._close(asked, "failed", "its process was killed by signal 9")
+    assert finished(asked) is None and checked([asked])[1] == []
+
+
+@pytest.mark.parametrize(
+    ("metric", "objectives", "said"),
+    [
+        ("val_loss", (), "metric=val_loss cannot choose"),
+        ("val_accuracy", ("seconds", "val_loss"), "sweep.objectives=[seconds,val_loss] cannot"),
+        ("val_accuracy", (), None),
+        ("val_loss", ("val_accuracy",), None),
+    ],
+)
+def test_losses_of_different_kinds_choose_nothing(
+    tiny_config: RunConfig, metric: str, objectives: tuple[str, ...], said: str | None
+) -> None:
+    sweep = Sweep(axes=("loss.label_smoothing", "optimizer.lr"), objectives=objectives)
+    asked = _asked(replace(tiny_config, metric=metric, sweep=sweep))
+    if said is None:
+        checked([asked])
+        return
+    with pytest.raises(ConfigError) as caught:
+        checked([asked])
+    assert said in str(caught.value) and "loss.label_smoothing:" in str(caught.value)
