@@ -77,7 +77,9 @@ def one_against_rest(predictions: "Predictions") -> "NDArray[np.float64]":
 
     Source: J. A. Hanley and B. J. McNeil, Radiology 143 (1), 1982, pp. 29-36.
     """
-    of_class = class_scores(predictions)
+    if predictions.scores.ndim == 1:  # of two classes, both areas are the same
+        return np.full(2, _area(predictions.scores, predictions.labels == 1))
+    of_class = predictions.scores
     areas = [_area(scores, predictions.labels == label) for label, scores in enumerate(of_class.T)]
     return np.array(areas)
 

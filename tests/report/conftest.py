@@ -1,7 +1,7 @@
 """Sweeps as training leaves them, written through the same `RunFolder`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from graft.config import from_dict, to_dict
+from graft.config import CrossEntropy, RunConfig, from_dict, to_dict
 from graft.record import SWEEP, Predictions, RunFolder, write_json
 
 CLASSES = ("woman", "man")
@@ -62,12 +62,13 @@ class SweepMaker:
         epochs: int = 4,
         scores: Any = None,
         columns: Mapping[str, Sequence[str]] | None = None,
+        loss: CrossEntropy | None = None,
     ) -> Path:
         """One run: `skill` is how far apart it puts the classes; 0 is guessing."""
         writer = RunFolder(self.path / self.ask(choices))
         predictions = self.predictions(skill, scores)
         self._write_epochs(writer, predictions, epochs, skill)
-        writer.write_config(to_dict(_config()))
+        writer.write_config(to_dict(replace(_config(), loss=loss or CrossEntropy())))
         if status == "completed":
             writer.write_predictions(predictions)
             writer.write_examples(self.examples(columns or {}))
@@ -129,7 +130,7 @@ class SweepMaker:
         writer.write_epochs(rows)
 
 
-def _config() -> Any:
+def _config() -> RunConfig:
     return from_dict({
         "dataset": {"_target_": "graft.config.EmojiDataset"},
         "model": {"name": "efficientnet_lite0"},

@@ -122,6 +122,59 @@ def test_a_winner_no_better_than_the_most_frequent_class_is_called_so(
     assert "the winner is not distinguishable from that" in _text(_page(made.path))
 
 
+def test_a_winner_that_is_right_less_often_than_one_answer_is_called_so(
+    maker: Any, tmp_path: Path
+) -> None:
+    """Who selects by balanced accuracy may want that, and is told."""
+    made = maker(tmp_path / "s", sizes=(400, 60))
+    made.labels[: made.sizes[0]] = np.arange(made.sizes[0]) % 20 == 0
+    wrong = (np.arange(len(made.labels)) % 4 == 1) != made.labels
+    made.run({"loss": "weighted"}, scores=0.1 + 0.8 * wrong, metric="val_balanced_accuracy")
+    text = _text(_page(made.path))
+    assert "would be right for 0.950 of validation: the winner is right less often." in text
+
+
+def test_the_head_and_the_table_say_the_same_of_a_pair(maker: Any, tmp_path: Path) -> None:
+    """Of many runs one beats another by chance: both adjust for how many there were."""
+    made = maker(tmp_path / "s", sizes=(100, 100))
+    made.labels[:] = np.arange(200) % 2
+    for seed, num_wrong in enumerate((0, 6, 6, 6)):
+        wrong = np.arange(200) % 100 < num_wrong
+        made.run({"seed": str(seed)}, scores=0.1 + 0.8 * (wrong != made.labels))
+    text = _text(_page(made.path))
+    # 2 * 0.5**6 is 0.031: clear by itself, but not as one of three.
+    head = "McNemar p = 0.094 (adjusted for 3 comparisons): not distinguishable"
+    assert f"on 100 validation examples, {head}" in text
+    assert "on 100 test examples, McNemar p = 0.031: clear" in text
+    assert text.count("p = 0.094 not distinguishable") == 3  # of the table
+
+
+def test_seeds_are_judged_by_what_selects_and_only_where_as_many_ran(
+    maker: Any, tmp_path: Path
+) -> None:
+    made = maker(tmp_path / "s")
+    for seed in range(3):
+        ordered = 0.6 + 0.3 * made.labels  # in perfect order, on one side of 0.5
+        own = {"metric": "val_auroc"}
+        made.run({"strategy": "full", "seed": str(seed)}, scores=ordered, **own)
+        made.run({"strategy": "head_only", "seed": str(seed)}, 0.9, **own)
+        lucky = "completed" if seed == 0 else "diverged"
+        made.run({"strategy": "fine_tune", "seed": str(seed)}, 5.0, status=lucky, **own)
+    text = _text(_page(made.path))
+    assert "best choice is full: val_auroc 1.000 (1.000 to 1.000, 3 seeds)" in text
+    assert "full 3 1.000 1.000 to 1.000" in text
+    assert text.count("By the mean over seeds") == 1
+
+
+def test_of_runs_that_cannot_be_ranked_no_choice_is_the_best(maker: Any, tmp_path: Path) -> None:
+    made = maker(tmp_path / "s")
+    for seed in range(2):
+        made.run({"strategy": "full", "seed": str(seed)}, 0.9)
+        made.run({"strategy": "head_only", "seed": str(seed)}, 0.5, metric="val_auroc")
+    text = _text(_page(made.path))
+    assert "cannot be ranked" in text and "best choice" not in text and "Over seeds" in text
+
+
 def test_seeds_are_shown_by_their_mean_lowest_and_highest(maker: Any, tmp_path: Path) -> None:
     made = maker(tmp_path / "s")
     for seed, skill in enumerate((0.5, 0.7, 0.9)):

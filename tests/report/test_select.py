@@ -3,9 +3,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from graft.config import CrossEntropy
 from graft.errors import RecordError
 from graft.record import PREDICTIONS, read_json, read_runs, write_json
-from graft.report.select import ranked, selection, winner
+from graft.report.select import ranked, selection, val_loss, why_not_comparable, winner
 
 
 def _best(maker: Any) -> str:
@@ -47,6 +48,23 @@ def test_of_equal_runs_the_lower_validation_loss_wins_then_the_earlier_asked(
     made.run({"seed": "1"}, 0.9, scores=same)
     made.run({"seed": "2"}, 0.9, scores=same)
     assert [r.name for r in ranked(read_runs(made.path))] == ["seed=1", "seed=2", "seed=0"]
+
+
+def test_losses_of_different_kinds_decide_nothing(maker: Any, tmp_path: Any) -> None:
+    made = maker(tmp_path / "tied")
+    same = made.labels * 0.8 + 0.1
+    made.run({"loss": "smooth"}, 0.5, scores=same, loss=CrossEntropy(label_smoothing=0.1))
+    made.run({"loss": "plain"}, 0.9, scores=same)
+    records = read_runs(made.path)
+    assert val_loss(records[1]) < val_loss(records[0])
+    assert [r.name for r in ranked(records)] == ["loss=smooth", "loss=plain"]
+
+    made = maker(tmp_path / "by_loss")
+    made.run({"loss": "smooth"}, 0.5, metric="val_loss", loss=CrossEntropy(label_smoothing=0.1))
+    made.run({"loss": "plain"}, 0.9, metric="val_loss")
+    assert "of different kinds" in str(why_not_comparable(read_runs(made.path)))
+    (made.path / "loss=smooth" / "config.yaml").write_text("{")
+    assert _best(made) == "loss=plain"  # nobody knows that they differ
 
 
 def test_a_loss_is_better_when_it_is_lower(maker: Any, tmp_path: Any) -> None:

@@ -3,10 +3,19 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from graft.config import METRICS
 from graft.errors import RecordError
 from graft.record import Record
 from graft.report.figures import MAX_LINES
-from graft.report.intervals import Estimate, Paired, Spread, accuracy, holm, paired, spread
+from graft.report.intervals import (
+    Estimate,
+    Paired,
+    Spread,
+    accuracy,
+    paired,
+    paired_with_each,
+    spread,
+)
 from graft.report.select import selection
 from graft.report.sweep import Sweep, completed
 from graft.report.words import Labels
@@ -80,12 +89,11 @@ def against_winner(order: Sequence[Record], names: Labels) -> list[Against]:
     """The winner against every other run, on the same validation examples."""
     if len(order) < 2:
         return []
-    best = order[0].predictions.of("val")
-    pairs = [paired(best, record.predictions.of("val")) for record in order[1:]]
-    adjusted = holm([pair.p for pair in pairs])
+    best, *others = (record.predictions.of("val") for record in order)
+    found = paired_with_each(best, others)
     return [
         Against(names.of(record), pair, p)
-        for record, pair, p in zip(order[1:], pairs, adjusted, strict=True)
+        for record, (pair, p) in zip(order[1:], found, strict=True)
     ]
 
 
@@ -146,16 +154,26 @@ def grid(sweep: Sweep, rows: Sequence[Row], winner: str | None) -> Grid | None:
 
 @dataclass(frozen=True)
 class Choice:
-    """What several seeds of one choice gave."""
+    """What several seeds of one choice gave.
+
+    Attributes:
+        selected_by: the metric that selects.
+        missing: how many seeds did not complete.
+    """
 
     label: str
+    selected_by: Spread
     val: Spread
     test: Spread | None
     missing: int
 
 
-def over_seeds(sweep: Sweep, rows: Sequence[Row]) -> list[Choice]:
-    """Accuracies over the seeds of each choice, best mean first; nothing without several seeds."""
+def over_seeds(sweep: Sweep, rows: Sequence[Row], metric: str) -> list[Choice]:
+    """The seeds of each choice together, best mean first; nothing without several seeds.
+
+    Args:
+        metric: a column of `rows`, which selects.
+    """
     if "seed" not in sweep.axes:
         return []
     names, members = Labels(sweep), dict[str, list[Row]]()
@@ -164,8 +182,16 @@ def over_seeds(sweep: Sweep, rows: Sequence[Row]) -> list[Choice]:
         members.setdefault(names.choice(choices) or "all runs", []).append(row)
     if max(map(len, members.values()), default=0) < 2:
         return []
-    found = [_choice(label, of_label) for label, of_label in members.items()]
-    return sorted((c for c in found if c is not None), key=lambda c: -c.val.mean)
+    found = [_choice(label, of_label, metric) for label, of_label in members.items()]
+    sign = -1 if METRICS[metric] == "max" else 1
+    return sorted((c for c in found if c is not None), key=lambda c: sign * c.selected_by.mean)
+
+
+def best_choice(choices: Sequence[Choice]) -> Choice | None:
+    """The best of those with the most seeds: fewer may have been lucky. None without another."""
+    most = max((choice.val.count for choice in choices), default=0)
+    found = [choice for choice in choices if choice.val.count == most]
+    return found[0] if most > 1 and len(found) > 1 else None
 
 
 # --- inside ---------------------------------------------------------------------------------
@@ -205,11 +231,13 @@ def _cell(rows: Sequence[Row], top: float, span: float, winner: str | None) -> C
     return Cell(mean, max(0.0, 1 - (top - mean) / span), is_winner, note)
 
 
-def _choice(label: str, rows: Sequence[Row]) -> Choice | None:
-    val, test = _figures(rows, "val_accuracy"), _figures(rows, "test_accuracy")
-    if not val:
+def _choice(label: str, rows: Sequence[Row], metric: str) -> Choice | None:
+    by, val, test = (_figures(rows, key) for key in (metric, "val_accuracy", "test_accuracy"))
+    if not by or not val:
         return None
-    return Choice(label, spread(val), spread(test) if test else None, len(rows) - len(val))
+    return Choice(
+        label, spread(by), spread(val), spread(test) if test else None, len(rows) - len(val)
+    )
 
 
 def _in_order(values: Sequence[str]) -> list[str]:

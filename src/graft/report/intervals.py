@@ -124,6 +124,16 @@ def paired(a: Predictions, b: Predictions) -> Paired:
     )
 
 
+def paired_with_each(one: Predictions, others: Sequence[Predictions]) -> list[tuple[Paired, float]]:
+    """One run against others on the same examples, each with its p adjusted for being many.
+
+    Raises:
+        RecordError: as `paired`.
+    """
+    pairs = [paired(one, other) for other in others]
+    return list(zip(pairs, holm([pair.p for pair in pairs]), strict=True))
+
+
 def difference_interval(
     both: int, only_a: int, only_b: int, neither: int, level: float = 0.95
 ) -> tuple[float, float]:

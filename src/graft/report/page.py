@@ -84,7 +84,8 @@ def _context(sweep: Sweep, rows: Sequence[Mapping[str, object]]) -> dict[str, An
     styles = comparison.chosen_styles(drawn, order)
     names = words.Labels(sweep)
     lines = comparison.lines(sweep, rows, order, styles)
-    seeds = comparison.over_seeds(sweep, rows)
+    metric = order[0].info["metric"] if order else None
+    seeds = comparison.over_seeds(sweep, rows, metric or "val_accuracy")
     return {
         "sweep": sweep,
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -100,7 +101,7 @@ def _context(sweep: Sweep, rows: Sequence[Mapping[str, object]]) -> dict[str, An
         "lines": lines,
         "anchors": {line.row["run"]: f"run-{i}" for i, line in enumerate(lines, start=1)},
         "scale": _scale(lines),
-        "metric": order[0].info["metric"] if order else None,
+        "metric": metric,
         "curves": figures.curves(drawn, styles) if drawn else None,
         "names": names,
         "legend": [(style, names.named(name)) for name, style in styles.items()],
@@ -122,13 +123,14 @@ def _answer(
     """The answer, with what only the whole page knows."""
     answer = words.answer(sweep)
     details = list(answer.details)
-    if len(seeds) > 1:
-        best = seeds[0]
+    best = comparison.best_choice(seeds) if order else None
+    if best is not None:
+        metric, by = order[0].info["metric"], best.selected_by
         details.insert(
             0,
-            f"By the mean over seeds the best choice is {best.label}: validation accuracy "
-            f"{best.val.mean:.3f} ({best.val.low:.3f} to {best.val.high:.3f}, "
-            f"{best.val.count} seeds).",
+            f"By the mean over seeds the best choice is {best.label}: "
+            f"{'validation accuracy' if metric == 'val_accuracy' else metric} "
+            f"{by.mean:.3f} ({by.low:.3f} to {by.high:.3f}, {by.count} seeds).",
         )
     total = len(order[0].predictions.of("test").labels) if order else 0
     num_groups = overview.groups(order[0], "test") if order else None

@@ -48,18 +48,31 @@ def results(
 def write_csv(rows: Sequence[Mapping[str, object]], path: Path) -> None:
     """Write rows as UTF-8 with a header; what is None is left empty.
 
-    A text that a spreadsheet would take for a formula (its first character is one of = + - @, and
-    it is no number) gets an apostrophe in front. A text of several lines becomes one.
+    Texts are written as `cell` has them.
     """
     columns = list(dict.fromkeys(key for row in rows for key in row)) or ["run", "status"]
 
     def write(part: Path) -> None:
         with part.open("w", encoding="utf-8", errors="replace", newline="") as stream:
             lines = csv.writer(stream, lineterminator="\n")
-            lines.writerow([_cell(column) for column in columns])
-            lines.writerows([[_cell(row.get(column)) for column in columns] for row in rows])
+            lines.writerow([cell(column) for column in columns])
+            lines.writerows([[cell(row.get(column)) for column in columns] for row in rows])
 
     write_whole(path, write)
+
+
+def cell(value: object) -> object:
+    """A value as it is written into a CSV file.
+
+    A text that a spreadsheet would take for a formula (its first character is one of = + - @, and
+    it is no number) gets an apostrophe in front. A text of several lines becomes one.
+    """
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        return value
+    text = " ".join(value.splitlines()).strip()
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) and not _is_number(text) else text
 
 
 def _figures(record: Record | None) -> dict[str, object]:
@@ -81,15 +94,6 @@ def _figures(record: Record | None) -> dict[str, object]:
             if f"{split}_{name}" in FIGURES:
                 figures[f"{split}_{name}"] = value
     return figures
-
-
-def _cell(value: object) -> object:
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        return value
-    text = " ".join(value.splitlines()).strip()
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) and not _is_number(text) else text
 
 
 def _is_number(text: str) -> bool:

@@ -1,7 +1,9 @@
 """The winner, by validation only: nothing here looks at a test example."""
 
+import itertools
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 
@@ -27,7 +29,8 @@ def ranked(records: Sequence[Record]) -> list[Record]:
     """The completed runs, best first.
 
     The order is that of each run's own `metric` on validation, at its best epoch. Of equal runs
-    the one with the lower validation loss comes first, then the one asked for first.
+    the one with the lower validation loss comes first, if their losses are of one kind, then the
+    one asked for first.
 
     Args:
         records: in the order in which they were asked for.
@@ -39,7 +42,12 @@ def ranked(records: Sequence[Record]) -> list[Record]:
     problem = why_not_comparable(found)
     if problem is not None:
         raise RecordError(problem)
-    return sorted(found, key=lambda record: (-_merit(record), val_loss(record)))
+    order: list[Record] = []
+    for _, equal in itertools.groupby(sorted(found, key=_merit, reverse=True), _merit):
+        tied = list(equal)
+        has_order = len(tied) > 1 and have_one_loss(tied)
+        order += sorted(tied, key=val_loss) if has_order else tied
+    return order
 
 
 def selection(record: Record) -> float:
@@ -59,6 +67,15 @@ def val_loss(record: Record) -> float:
     return float(record.epochs["val_loss"].iloc[int(record.info["best_epoch"]) - 1])
 
 
+def have_one_loss(records: Sequence[Record]) -> bool:
+    """Whether their losses are of one kind: class weights and smoothing change what they say."""
+    found = []
+    for record in records:
+        with suppress(RecordError, OSError, LookupError):  # unreadable: nobody knows better
+            found.append(record.config["loss"])
+    return all(loss == found[0] for loss in found)
+
+
 def why_not_comparable(records: Sequence[Record]) -> str | None:
     """What keeps completed runs from being ranked, or None.
 
@@ -73,6 +90,8 @@ def why_not_comparable(records: Sequence[Record]) -> str | None:
         return "they tell different classes apart"
     if len({_validated_on(record) for record in records}) > 1:
         return "they were validated on different examples"
+    if metrics == ["val_loss"] and not have_one_loss(records):
+        return "they were selected by validation losses of different kinds (loss differs)"
     return None
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from graft.errors import RecordError
 from graft.metrics import confusion
 from graft.record import Predictions, Record, is_complete
-from graft.report.intervals import CLEAR, Estimate, Paired, accuracy, paired
-from graft.report.select import ranked, selection, val_loss
+from graft.report.intervals import CLEAR, Estimate, Paired, accuracy, paired_with_each
+from graft.report.select import have_one_loss, ranked, selection, val_loss
 from graft.report.sweep import Sweep
 
 SPLITS = {"val": "validation", "test": "test"}
@@ -197,13 +197,18 @@ def _against(order: Sequence[Record], names: Labels) -> list[str]:
     best, second = order[:2]
     said = []
     for split, name in SPLITS.items():
+        # Validation has chosen between all runs, test between none.
+        others = order[1:] if split == "val" else [second]
         try:
-            found = paired(best.predictions.of(split), second.predictions.of(split))
+            found, p = paired_with_each(
+                best.predictions.of(split), [one.predictions.of(split) for one in others]
+            )[0]
         except RecordError:
             continue
+        adjusted = f" (adjusted for {len(others)} comparisons)" if len(others) > 1 else ""
         said.append(
             f"{difference(found)} on {found.total:,} {name} examples, "
-            f"McNemar {p_value(found.p)}: {verdict(found.p)}"
+            f"McNemar {p_value(p)}{adjusted}: {verdict(p)}"
         )
     lead = f"Against the runner-up, {names.of(second)}, the accuracy differs by"
     lines = [f"{lead} {'; '.join(said)}."] if said else []
@@ -214,7 +219,8 @@ def _tied(best: Record, order: Sequence[Record], names: Labels) -> list[str]:
     tied = [r for r in order[1:] if selection(r) == selection(best)]
     if not tied or best.info["metric"] == "val_loss":
         return []
-    by = "the lower validation loss" if val_loss(best) < val_loss(tied[0]) else "the order asked"
+    is_lower = have_one_loss([best, *tied]) and val_loss(best) < val_loss(tied[0])
+    by = "the lower validation loss" if is_lower else "the order asked"
     shown = "; ".join(names.of(run) for run in tied[:3]) + ("; ..." if len(tied) > 3 else "")
     return [f"{best.info['metric']} is the same for {shown}; {by} decided."]
 
@@ -227,5 +233,8 @@ def _baseline(best: Record) -> list[str]:
         return []
     name, share = majority(val)
     line = f"Always answering {name} would be right for {share.value:.3f} of validation"
-    is_better = found.low > share.value
-    return [line + ("." if is_better else ": the winner is not distinguishable from that.")]
+    if found.low > share.value:
+        return [f"{line}."]
+    # Who selects by another metric may want that: most answers of a rare class cost accuracy.
+    how = "is right less often" if found.high < share.value else "is not distinguishable from that"
+    return [f"{line}: the winner {how}."]
