@@ -1,27 +1,35 @@
 """`graft-predict <run> <pictures or folder>`: scores of a finished run for any pictures.
 
-The run's own size, mean and deviation are used, and the same sizes of batch, so that the test
-predictions of the run come out the same.
+The run's own size, mean, deviation and precision are used, and the same sizes of batch, so that the
+test predictions of the run come out the same: but for activations that it had stored in bfloat16.
 """
 
 import argparse
 import csv
+import functools
+import io
+import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from graft.errors import DataError, GraftError, RecordError
+from graft.data.places import EXTENSIONS
+from graft.errors import ConfigError, DataError, GraftError, RecordError
 from graft.record import CHECKPOINT, Record, class_columns, read_run, write_whole
+from graft.report.results import cell
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
 
+    from graft.config import RunConfig
     from graft.data.pictures import Pictures
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
+# A name that is no UTF-8, such as an old disk's, is written all the same.
+_ODD_NAMES = "backslashreplace"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,43 +39,47 @@ def main(argv: Sequence[str] | None = None) -> int:
         record = read_run(options.run)
         if not record.is_completed:
             raise RecordError(f"{options.run} is {record.info['status']}: it has no network.")
-        pictures = find_pictures(options.pictures)
+        pictures, num_others = find_pictures(options.pictures)
+        _check_out(options.out)
         rows = list(predict(record, pictures, device=options.device))
+        header = ["file", "predicted", *_score_columns(record)]
+        _save(header, rows, options.out)
     except GraftError as error:
         print(f"graft-predict: {error}", file=sys.stderr)
         return 2
-    header = ["file", "predicted", *_score_columns(record)]
-    if options.out is None:
-        _write(header, rows, sys.stdout)
-        return 0
-
-    def save(part: Path) -> None:
-        with part.open("w", newline="", encoding="utf-8") as stream:
-            _write(header, rows, stream)
-
-    write_whole(options.out, save)
-    print(f"{len(rows):,} predictions: {options.out}", file=sys.stderr)
+    others = f" ({num_others:,} files that are not pictures left out)" if num_others else ""
+    print(f"{len(rows):,} predictions{others}: {options.out or 'above'}", file=sys.stderr)
     return 0
 
 
-def find_pictures(places: Sequence[Path]) -> list[Path]:
-    """The pictures named, and those in the folders named, at any depth, sorted.
+def find_pictures(places: Sequence[Path]) -> tuple[list[Path], int]:
+    """The pictures named, and those in the folders named, at any depth, sorted; hidden ones not.
+
+    Returns:
+        (pictures, how many other files there are in the folders)
 
     Raises:
         DataError: a place is not there, or there is no picture at all.
     """
     found: list[Path] = []
+    num_others = 0
     for place in places:
         if place.is_dir():
-            inside = (p for p in place.rglob("*") if p.suffix.lower() in EXTENSIONS)
-            found += sorted(p for p in inside if p.is_file())
+            files = sorted(p for p in place.rglob("*") if _is_shown(p, place) and p.is_file())
+            inside = [p for p in files if p.name.lower().endswith(EXTENSIONS)]
+            found += inside
+            num_others += len(files) - len(inside)
         elif place.exists():
             found.append(place)
         else:
             raise DataError(f"{place} does not exist. Give pictures, or a folder of pictures.")
     if not found:
         raise DataError(f"{', '.join(map(str, places))}: no picture ({', '.join(EXTENSIONS)}).")
-    return found
+    return found, num_others
+
+
+def _is_shown(path: Path, folder: Path) -> bool:
+    return not any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def predict(
@@ -79,17 +91,17 @@ def predict(
         DataError: pictures that cannot be read, all of them named.
         WeightsError: the run's checkpoint is damaged.
     """
-    from dataclasses import replace
-
     import torch
 
-    from graft import train
-    from graft.config import from_dict
+    from graft import machine, train
     from graft.data.pictures import Pictures
+    from graft.fit.learner import autocast
     from graft.fit.losses import predicted, scores
     from graft.supply import as_input
 
-    config = train.resolve(replace(from_dict(record.config), device=device))
+    config = _config(record, device)
+    machine.prepare_process(config)
+    plainly = functools.partial(autocast, config.precision, torch.device(config.device))
     classes = tuple(record.info["classes"])
     # The checkpoint holds every value: what the backbone began with is not needed again.
     bare = replace(config, model=replace(config.model, weights="none"))
@@ -103,7 +115,7 @@ def predict(
     for chunk, batch in _chunks(pictures, len(paths), config.batch_size):
         x = as_input(batch.to(config.device), config)
         alone = len(x) == 1  # kernels for a batch of one round differently
-        with torch.no_grad():
+        with torch.no_grad(), plainly():
             logits = network.module(x.repeat(2, 1, 1, 1) if alone else x).float().cpu()
         logits = logits[: len(chunk)]
         values = scores(logits).numpy()
@@ -111,6 +123,24 @@ def predict(
             (paths[i] for i in chunk), predicted(logits).tolist(), values, strict=True
         ):
             yield [str(path), classes[label], *(float(s) for s in score.reshape(-1))]
+
+
+def _config(record: Record, device: str) -> "RunConfig":
+    """The run's own, on this device; in float32 where the device lacks the run's precision."""
+    from graft.config import from_dict
+    from graft.settings import resolve
+
+    own = replace(from_dict(record.config), device=device)
+    try:
+        return resolve(own)
+    except ConfigError:
+        found = resolve(replace(own, precision="float32"))
+    print(
+        f"graft-predict: precision={own.precision} cannot be had on {found.device}: computed in "
+        "float32, so scores may differ a little from the run's.",
+        file=sys.stderr,
+    )
+    return found
 
 
 def _verify(record: Record) -> None:
@@ -155,10 +185,41 @@ def _score_columns(record: Record) -> Sequence[str]:
     return ("score",) if len(classes) == 2 else class_columns(classes)
 
 
+def _check_out(out: Path | None) -> None:
+    """What can be known to be wrong with it before pictures are looked at for hours."""
+    if out is None:
+        return
+    if out.is_dir():
+        raise DataError(f"--out {out} is a folder. Give the file to write, such as {out}/p.csv.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"--out {out} cannot be written: {error.strerror}.") from None
+    if not os.access(out.parent, os.W_OK):
+        raise DataError(f"--out {out} cannot be written: {out.parent} is not writable.")
+
+
+def _save(header: Sequence[str], rows: Sequence[Sequence[object]], out: Path | None) -> None:
+    if out is None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors=_ODD_NAMES)
+        _write(header, rows, sys.stdout)
+        return
+
+    def save(part: Path) -> None:
+        with part.open("w", newline="", encoding="utf-8", errors=_ODD_NAMES) as stream:
+            _write(header, rows, stream)
+
+    try:
+        write_whole(out, save)
+    except OSError as error:
+        raise DataError(f"--out {out} cannot be written: {error.strerror}.") from None
+
+
 def _write(header: Sequence[str], rows: Sequence[Sequence[object]], stream: TextIO) -> None:
     writer = csv.writer(stream)
-    writer.writerow(header)
-    writer.writerows(rows)
+    for row in (header, *rows):
+        writer.writerow([cell(value) for value in row])
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,7 +12,10 @@ from pathlib import Path
 from graft.data.raw import Raw
 from graft.errors import DataError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
+EXTENSIONS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm",
+    ".pgm",
+)  # fmt: skip
 
 # A file name without folders or odd characters: nearly all are so, and there may be a million.
 _PLAIN = re.compile(r"\w[\w.-]*")

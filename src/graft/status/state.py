@@ -4,6 +4,7 @@ import csv
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,5 +136,9 @@ def _best(rows: Sequence[Mapping[str, str]], metric: str) -> float:
 
 
 def _age_s(folder: Path) -> float:
-    written = [path.stat().st_mtime for path in folder.iterdir() if path.is_file()]
+    written = []
+    for path in folder.iterdir():
+        with suppress(OSError):  # what is being written has a name of its own, for a moment
+            if path.is_file():
+                written.append(path.stat().st_mtime)
     return max(0.0, time.time() - max(written)) if written else math.nan

@@ -1,0 +1,109 @@
+"""Scores of a finished run for any pictures: its precision, odd places, odd names."""
+
+import csv
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from graft import train
+from graft.config import RunConfig
+from graft.predict import main
+from graft.record import CONFIG, Record
+
+
+@pytest.fixture
+def trained(tiny_config: RunConfig, tmp_path: Path) -> Callable[..., Record]:
+    def run(**changes: object) -> Record:
+        config = train.resolve(replace(tiny_config, epochs=1, **changes))
+        return train.train(config, tmp_path / "run", train.load_dataset(config))
+
+    return run
+
+
+def _scores(path: Path) -> list[float]:
+    with path.open(newline="", encoding="utf-8") as stream:
+        return [float(row["score"]) for row in csv.DictReader(stream)]
+
+
+def test_the_precision_of_the_run_is_that_of_its_scores(
+    trained: Callable[..., Record], tiny_pictures: Path, tmp_path: Path
+) -> None:
+    run = trained(precision="bfloat16")
+    stored = run.predictions.of("test")
+    pictures = [str(tiny_pictures / name) for name in stored.ids]
+    assert main([str(run.path), *pictures, "--out", str(tmp_path / "p.csv")]) == 0
+    assert _scores(tmp_path / "p.csv") == pytest.approx(stored.scores, abs=1e-6)
+
+
+def test_a_precision_that_the_device_lacks_is_float32_and_said(
+    trained: Callable[..., Record],
+    tiny_pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = trained()
+    stored = run.predictions.of("test")
+    values = yaml.safe_load((run.path / CONFIG).read_text())
+    (run.path / CONFIG).write_text(yaml.safe_dump({**values, "precision": "tf32"}))
+    pictures = [str(tiny_pictures / name) for name in stored.ids]
+    out = str(tmp_path / "p.csv")
+    assert main([str(run.path), *pictures, "--out", out, "--device", "cpu"]) == 0
+    assert "precision=tf32 cannot be had on cpu" in capsys.readouterr().err
+    assert _scores(tmp_path / "p.csv") == pytest.approx(stored.scores, abs=1e-6)
+    assert main([str(run.path), *pictures, "--device", "cuda:7"]) == 2
+    assert "device=cuda:7 is not there" in capsys.readouterr().err
+
+
+def test_hidden_files_and_what_is_no_picture_are_left_out_and_counted(
+    trained: Callable[..., Record],
+    tiny_pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "new"
+    (folder / ".hidden").mkdir(parents=True)
+    shutil.copy(tiny_pictures / "000.png", folder / "=a.jfif")  # read by content
+    shutil.copy(tiny_pictures / "001.png", folder / ".hidden" / "b.png")
+    (folder / "._a.png").write_bytes(b"a Mac's notes")
+    (folder / "notes.txt").write_text("no picture")
+    here = [str(trained().path), str(folder), "--out", str(tmp_path / "p.csv")]
+    assert main(here) == 0
+    assert "1 predictions (1 files that are not pictures left out)" in capsys.readouterr().err
+    assert len(_scores(tmp_path / "p.csv")) == 1
+
+
+def test_a_name_that_is_no_utf8_is_written_and_a_formula_is_made_harmless(
+    trained: Callable[..., Record],
+    tiny_pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    odd = Path("=1+2\udcff.png")
+    shutil.copy(tiny_pictures / "000.png", odd)
+    assert main([str(trained().path), str(odd), "--out", "p.csv"]) == 0
+    (row,) = csv.DictReader(Path("p.csv").read_text(encoding="utf-8").splitlines())
+    assert row["file"] == "'=1+2\\udcff.png"
+
+
+@pytest.mark.parametrize("out", ["folder", "file/p.csv"])
+def test_a_place_that_cannot_be_written_is_said_before_any_work(
+    trained: Callable[..., Record],
+    tiny_pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    out: str,
+) -> None:
+    run = trained()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("graft.predict.predict", None)  # it is not called
+    assert main([str(run.path), str(tiny_pictures), "--out", out]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"graft-predict: --out {out} ") and len(said.splitlines()) == 1
