@@ -1,5 +1,6 @@
 """A run that was asked for, and what it came to."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,4 +66,4 @@ def _objective(done: Record, name: str) -> float:
     if name == "trainable_parameters":
         return float(done.info["parameters"]["trainable"])
     row = done.epochs.iloc[int(done.info["best_epoch"]) - 1]
-    return float(row[name])
+    return float(row.get(name, math.nan))  # not defined on this validation set
