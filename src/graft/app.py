@@ -42,7 +42,7 @@ from graft.collector import importing
 from graft.config import OBJECTIVES, RunConfig, from_dict, keys, nearest
 from graft.errors import BadRequest, ConfigError, GraftError, Pruned
 from hydra_plugins.gpu_launcher import progress
-from hydra_plugins.gpu_launcher.ends import TimedOut
+from hydra_plugins.gpu_launcher.ends import NoResult, TimedOut, Untold
 from hydra_plugins.gpu_launcher.plan import Plan, slot_names
 from hydra_plugins.study_sweeper import trial
 from hydra_plugins.study_sweeper.errors import SearchFailed
@@ -82,6 +82,8 @@ def main() -> int:
         _look_up_without_copying()
         _hydra_main()
         code = 0
+    except (NoResult, Untold):
+        pass  # the launcher has said so
     except SearchFailed as error:
         print(error, file=sys.stderr)
     except (GraftError, HydraException, OmegaConfBaseException) as error:
