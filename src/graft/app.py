@@ -12,6 +12,7 @@ Exit codes: 0 every run completed, or was pruned by its search; 1 some did not; 
 be carried out (said before any training); 130 after Ctrl-C; 143 after SIGTERM.
 """
 
+import atexit
 import contextlib
 import faulthandler
 import importlib
@@ -104,7 +105,7 @@ def main() -> int:
         else:
             log.exception("An error that Graft did not expect; please report it.")
     finally:
-        code = _finish(code)
+        code = _end(code)
     return code
 
 
@@ -444,9 +445,28 @@ class Remember(Callback):
         _multirun = config
 
 
+def _end(code: int) -> int:
+    """`_finish`, whatever becomes of it; who stops that, too, waits for nothing more."""
+    try:
+        return _finish(code)
+    except KeyboardInterrupt:
+        code = 130
+    except _Terminated as error:
+        code = error.code
+    except Exception:
+        log.exception("An error that Graft did not expect; please report it.")
+        return code or 1
+    atexit._clear()  # figures would still be drawn
+    return code
+
+
 def _finish(code: int) -> int:
     """Table, report and MLflow for whatever the sweep has; the exit code."""
-    driver = _driver or _of_multirun(code)
+    try:
+        driver = _driver or _of_multirun(code)
+    except ConfigError as error:  # another process drives it, and will report it
+        said = _explain(error)
+        return code or said
     if driver is None:
         return code
     is_complete = driver.finish(is_interrupted=code >= 128)
@@ -462,7 +482,7 @@ def _of_multirun(code: int) -> "sweep.Driver | None":
         return None
     from graft.sweep import Driver
 
-    driver = Driver(folder, is_alone=False)
+    driver = Driver(folder, is_alone=False, wait_s=0.0)
     with contextlib.suppress(BadRequest):  # what is swept may have no value here
         driver.follow(typed(_multirun))
     return driver

@@ -1,0 +1,172 @@
+"""The end of a command where something is in its way: another process, a damaged record, a full
+disk, nobody who reads what it prints, somebody who does not want to wait for it."""
+
+import contextlib
+import errno
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from omegaconf import OmegaConf
+
+from graft import app
+from graft.config import RunConfig
+from graft.lock import Lock
+from graft.record import LOCK, SWEEP, Record, RunFolder, write_json
+from graft.sweep import Asked, Driver, folder_of, prepare
+from graft.sweep import driver as driver_module
+
+
+class Tracking:
+    """MLflow, of which only the end matters here."""
+
+    def __init__(self) -> None:
+        self.finished: list[str] | None = None
+
+    def finish(self, records: Sequence[Record], report: Path, results: Path) -> None:
+        self.finished = [one.name for one in records]
+
+    def ui_lines(self) -> list[str]:
+        return ["a line to copy"]
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """Of two runs: one has failed, the other was killed."""
+    folder = tmp_path / "s"
+    for name, status in (("seed=0", "failed"), ("seed=1", "running")):
+        RunFolder(folder / name).write_run({"status": status, "choices": {"seed": name[-1]}})
+    runs = [{"run": f"seed={seed}", "choices": {"seed": f"{seed}"}} for seed in (0, 1)]
+    write_json(folder / SWEEP, {"runs": runs})
+    return folder
+
+
+def driven(sweep: Path) -> tuple[Driver, Tracking]:
+    driver, tracking = Driver(sweep), Tracking()
+    driver._tracking = cast(Any, tracking)
+    return driver, tracking
+
+
+def python(code: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+
+# --- another process --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("code", "expected"), [(130, 130), (0, 2)])
+def test_a_sweep_that_another_process_drives_is_left_to_it(
+    sweep: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    code: int,
+    expected: int,
+) -> None:
+    """Stopped while it was checked; or a search that has no trial left to begin."""
+    asked = {"output_dir": str(sweep.parent), "sweep": {"name": "s", "dry_run": False}}
+    monkeypatch.setattr(app, "_multirun", OmegaConf.create(asked))
+    began = time.monotonic()
+    with Lock(sweep / LOCK):
+        assert app._end(code) == expected
+    assert time.monotonic() - began < 2.0
+    assert f"{sweep} is being worked on by process {os.getpid()}" in capsys.readouterr().err
+    assert not (sweep / "results.csv").exists()
+
+
+def test_a_sweep_that_is_stopped_while_it_begins_can_be_ended(
+    tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(driver_module, "_write_down", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        prepare([Asked("run", {}, tiny_config)], command="graft")
+    Driver(folder_of(tiny_config), is_alone=False, wait_s=0.0)
+
+
+# --- what cannot be written, or be read -------------------------------------------------------
+
+
+def test_a_full_disk_costs_the_report_and_nothing_else(
+    sweep: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    driver, tracking = driven(sweep)
+    monkeypatch.setattr(tempfile, "mkstemp", full)
+    assert not driver.finish()
+    assert "The report cannot be written: No space left on device." in caplog.text
+    out = capsys.readouterr().out
+    assert "failed" in out and "running" in out and "report:" not in out
+    assert tracking.finished == ["seed=0", "seed=1"]
+
+
+@pytest.mark.parametrize("is_pipe", [True, False])
+def test_that_nobody_reads_the_table_costs_nothing_else(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch, is_pipe: bool
+) -> None:
+    if is_pipe:
+        theirs, ours = os.pipe()
+        os.close(theirs)
+    else:
+        ours = os.open("/dev/full", os.O_WRONLY)
+    stream = os.fdopen(ours, "w", buffering=1)
+    driver, tracking = driven(sweep)
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", stream)
+        assert not driver.finish()
+    with contextlib.suppress(OSError):
+        stream.close()
+    assert tracking.finished == ["seed=0", "seed=1"]
+    assert (sweep / "report.html").is_file()
+
+
+# --- signals ----------------------------------------------------------------------------------
+
+STOPPED_AGAIN = """
+import atexit, signal, sys, time
+from graft import __main__, app
+
+class Driver:
+    def finish(self, is_interrupted):
+        signal.raise_signal(getattr(signal, sys.argv.pop()))
+        time.sleep(30)
+
+def train():
+    app._driver = Driver()
+
+app._hydra_main = train
+atexit.register(print, "figures are drawn")
+__main__.run()
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_who_stops_the_end_waits_for_nothing_more(name: str, code: int) -> None:
+    done = python(STOPPED_AGAIN, name)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
+
+
+def test_an_end_that_fails_is_told_and_keeps_the_exit_code(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken:
+        def finish(self, is_interrupted: bool) -> bool:
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(app, "_driver", Broken())
+    assert [app._end(code) for code in (0, 1, 130)] == [1, 1, 130]
+    assert "please report it" in caplog.text
