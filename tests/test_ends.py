@@ -17,8 +17,10 @@ from omegaconf import OmegaConf
 
 from graft import app
 from graft.config import RunConfig
+from graft.identity import run_identity
 from graft.lock import Lock
-from graft.record import LOCK, SWEEP, Record, RunFolder, write_json
+from graft.record import EPOCHS, LOCK, RUN, SWEEP, Record, RunFolder, write_json
+from graft.settings import resolve
 from graft.sweep import Asked, Driver, folder_of, prepare
 from graft.sweep import driver as driver_module
 
@@ -91,6 +93,37 @@ def test_a_sweep_that_is_stopped_while_it_begins_can_be_ended(
     with pytest.raises(KeyboardInterrupt):
         prepare([Asked("run", {}, tiny_config)], command="graft")
     Driver(folder_of(tiny_config), is_alone=False, wait_s=0.0)
+
+
+# --- records ----------------------------------------------------------------------------------
+
+
+def test_a_damaged_record_does_not_keep_mlflow_from_its_end(
+    sweep: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    (sweep / "seed=0" / RUN).write_text('{"status": "compl')
+    driver, tracking = driven(sweep)
+    assert not driver.finish()
+    assert tracking.finished == ["seed=1"]
+    assert "seed=0 holds no run" in caplog.text
+    assert "run.json is missing or damaged" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("epochs", [None, "", "epoch,val_accuracy\n1,0.5\n", "epoch\n1\n2\n"])
+def test_a_completed_run_whose_metrics_are_damaged_is_trained_anew(
+    tiny_config: RunConfig, epochs: str | None
+) -> None:
+    asked = Asked("run", {}, resolve(tiny_config))
+    identity = run_identity(asked.config)
+    info = {"status": "completed", "identity": identity, "metric": "val_accuracy", "best_epoch": 2}
+    RunFolder(asked.folder).write_run(info)
+    if epochs is not None:
+        (asked.folder / EPOCHS).write_text(epochs)
+    driver = Driver(folder_of(asked.config))
+    prepared = driver.begin([asked], [], "graft")
+    driver.leave()
+    assert prepared.arrays == [[0]] and not prepared.done
+    assert not (asked.folder / RUN).exists()  # who trains it would else take it as it is
 
 
 # --- what cannot be written, or be read -------------------------------------------------------

@@ -90,6 +90,9 @@ class Driver:
         _write_down(self.folder, asked, command)
         done = {place: value(one, found) for place, one in enumerate(asked)
                 if (found := finished(one)) is not None}  # fmt: skip
+        for place, one in enumerate(asked):
+            if place not in done:
+                _give_up_damaged(one)
         arrays = arrays_of(asked, done)
         if self._follower is None:  # else these are more runs of a search
             _say(asked, arrays, done)
@@ -285,6 +288,14 @@ def _record(folder: Path) -> Record | None:
         return read_run(folder)
     except RecordError:
         return None
+
+
+def _give_up_damaged(one: Asked) -> None:
+    """A record that says "completed" and cannot be read: else nobody would train that run anew."""
+    found = _record(one.folder)
+    if found is not None and found.is_completed and finished(one) is None:
+        log.warning("The record in %s is damaged: the run is trained anew.", one.folder)
+        (one.folder / record.RUN).unlink(missing_ok=True)
 
 
 def _close(one: Asked, status: str, reason: str) -> None:
