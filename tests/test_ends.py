@@ -169,6 +169,27 @@ def test_that_nobody_reads_the_table_costs_nothing_else(
 
 # --- signals ----------------------------------------------------------------------------------
 
+HUNG_UP = """
+import signal, sys, time
+from graft import app
+
+def train():
+    signal.raise_signal(signal.SIGHUP)
+    time.sleep(0.1)
+
+signal.signal(signal.SIGHUP, getattr(signal, sys.argv.pop()))
+app._hydra_main = train
+sys.exit(app.main())
+"""
+
+
+@pytest.mark.parametrize(("before", "code"), [("SIG_DFL", 129), ("SIG_IGN", 0)])
+def test_a_terminal_that_hangs_up_ends_what_was_started_without_nohup(
+    before: str, code: int
+) -> None:
+    assert python(HUNG_UP, before).returncode == code
+
+
 STOPPED_AGAIN = """
 import atexit, signal, sys, time
 from graft import __main__, app

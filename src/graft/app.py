@@ -73,7 +73,8 @@ def main() -> int:
     with contextlib.suppress(AttributeError, OSError, ValueError):  # stderr is no file
         faulthandler.enable()  # where a native library crashed
     signal.signal(signal.SIGTERM, _on_sigterm)
-    signal.signal(signal.SIGHUP, _on_sigterm)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else: nohup
+        signal.signal(signal.SIGHUP, _on_sigterm)
     # Hydra then lets exceptions through to us instead of printing them and leaving with 1.
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"
