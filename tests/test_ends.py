@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import pytest
 from omegaconf import OmegaConf
+from tests.home import Home
 
 from graft import app
 from graft.config import RunConfig
@@ -165,6 +166,20 @@ def test_that_nobody_reads_the_table_costs_nothing_else(
         stream.close()
     assert tracking.finished == ["seed=0", "seed=1"]
     assert (sweep / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("rate", "more", "code"),
+    [("-1", (), 2), pytest.param("1e-3", ("sweep.dry_run=true",), 0, marks=pytest.mark.slow)],
+)
+def test_what_does_not_begin_leaves_no_password_in_the_folder_of_a_sweep(
+    tiny_pictures: Path, tmp_path: Path, rate: str, more: Sequence[str], code: int
+) -> None:
+    home = Home(tmp_path, tiny_pictures, "batch_size=4")
+    write_json(home.outputs / "s" / SWEEP, {"runs": []})
+    home.graft(f"optimizer.lr=1e-2,{rate}", "sweep.name=s", "strategy=head_only",
+               "tracking.uri=postgresql://user:s3cret@host/db", *more, code=code)  # fmt: skip
+    assert [path.name for path in (home.outputs / "s").iterdir()] == [SWEEP]
 
 
 # --- signals ----------------------------------------------------------------------------------

@@ -92,8 +92,6 @@ def main() -> int:
         if wants_traceback:
             raise
         code = _explain(error)
-        if code == 2 and _driver is None and _multirun is not None:
-            _remove_traces(_multirun, ())  # Hydra has made them before it composed the jobs
     except KeyboardInterrupt:
         code = 130
     except _Terminated as error:
@@ -106,6 +104,8 @@ def main() -> int:
         else:
             log.exception("An error that Graft did not expect; please report it.")
     finally:
+        if code and _driver is None and _multirun is not None:
+            _remove_traces(_multirun, ())  # Hydra has made them before it composed the jobs
         code = _end(code)
     return code
 
@@ -248,11 +248,14 @@ def _asked(job: DictConfig) -> "sweep.Asked":
 def _remove_traces(job: DictConfig, names: Sequence[str]) -> None:
     """Remove what Hydra has made for a sweep that will not start: empty folders and its own files.
 
-    A folder that holds anything else is left as it is.
+    A folder that holds anything else is left as it is, but for Hydra's copy of the configuration:
+    it has any password in it, and nobody reads it.
     """
     folder = Path(job.output_dir, job.sweep.name)
     made = [folder / name / "train.log" for name in names]
-    for file in (*made, folder / "multirun.yaml", folder / ".lock"):
+    with contextlib.suppress(OSError):
+        (folder / "multirun.yaml").unlink()
+    for file in (*made, folder / ".lock"):
         with contextlib.suppress(OSError):
             if list(file.parent.iterdir()) == [file]:
                 file.unlink()
