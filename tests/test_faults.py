@@ -209,6 +209,15 @@ def test_mlflow_has_a_run_for_each_with_its_true_end_and_no_point_twice(broken: 
         assert len(steps) == len(set(steps))
 
 
+def test_a_first_run_whose_process_ended_is_told_like_any_other(home: Home) -> None:
+    """Hydra raises what ended the first run that failed."""
+    done = home.graft("seed=6,0", "optimizer.lr=1e-3", "epochs=3", "tracking=off",
+                      "hydra.launcher.max_retries=0", "hydra/callbacks=breaker")  # fmt: skip
+    assert done.returncode == 1 and "exit code 0, without a result" in done.stderr
+    assert "Traceback" not in done.stderr and "did not expect" not in done.stderr
+    assert "completed" in done.stdout
+
+
 @pytest.mark.slow
 def test_a_diverged_run_is_not_tried_again(home: Home) -> None:
     done = home.graft("optimizer.lr=1e30,1e-3", "epochs=2", "tracking=off",

@@ -12,6 +12,7 @@ Exit codes: 0 every run completed, or was pruned by its search; 1 some did not; 
 be carried out (said before any training); 130 after Ctrl-C; 143 after SIGTERM.
 """
 
+import atexit
 import contextlib
 import faulthandler
 import importlib
@@ -42,7 +43,7 @@ from graft.collector import importing
 from graft.config import OBJECTIVES, RunConfig, from_dict, keys, nearest
 from graft.errors import BadRequest, ConfigError, GraftError, Pruned
 from hydra_plugins.gpu_launcher import progress
-from hydra_plugins.gpu_launcher.ends import TimedOut
+from hydra_plugins.gpu_launcher.ends import NoResult, TimedOut, Untold
 from hydra_plugins.gpu_launcher.plan import Plan, slot_names
 from hydra_plugins.study_sweeper import trial
 from hydra_plugins.study_sweeper.errors import SearchFailed
@@ -72,7 +73,8 @@ def main() -> int:
     with contextlib.suppress(AttributeError, OSError, ValueError):  # stderr is no file
         faulthandler.enable()  # where a native library crashed
     signal.signal(signal.SIGTERM, _on_sigterm)
-    signal.signal(signal.SIGHUP, _on_sigterm)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else: nohup
+        signal.signal(signal.SIGHUP, _on_sigterm)
     # Hydra then lets exceptions through to us instead of printing them and leaving with 1.
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -82,14 +84,14 @@ def main() -> int:
         _look_up_without_copying()
         _hydra_main()
         code = 0
+    except (NoResult, Untold):
+        pass  # the launcher has said so
     except SearchFailed as error:
         print(error, file=sys.stderr)
     except (GraftError, HydraException, OmegaConfBaseException) as error:
         if wants_traceback:
             raise
         code = _explain(error)
-        if code == 2 and _driver is None and _multirun is not None:
-            _remove_traces(_multirun, ())  # Hydra has made them before it composed the jobs
     except KeyboardInterrupt:
         code = 130
     except _Terminated as error:
@@ -102,7 +104,9 @@ def main() -> int:
         else:
             log.exception("An error that Graft did not expect; please report it.")
     finally:
-        code = _finish(code)
+        if code and _driver is None and _multirun is not None:
+            _remove_traces(_multirun, ())  # Hydra has made them before it composed the jobs
+        code = _end(code)
     return code
 
 
@@ -244,11 +248,14 @@ def _asked(job: DictConfig) -> "sweep.Asked":
 def _remove_traces(job: DictConfig, names: Sequence[str]) -> None:
     """Remove what Hydra has made for a sweep that will not start: empty folders and its own files.
 
-    A folder that holds anything else is left as it is.
+    A folder that holds anything else is left as it is, but for Hydra's copy of the configuration:
+    it has any password in it, and nobody reads it.
     """
     folder = Path(job.output_dir, job.sweep.name)
     made = [folder / name / "train.log" for name in names]
-    for file in (*made, folder / "multirun.yaml", folder / ".lock"):
+    with contextlib.suppress(OSError):
+        (folder / "multirun.yaml").unlink()
+    for file in (*made, folder / ".lock"):
         with contextlib.suppress(OSError):
             if list(file.parent.iterdir()) == [file]:
                 file.unlink()
@@ -442,9 +449,28 @@ class Remember(Callback):
         _multirun = config
 
 
+def _end(code: int) -> int:
+    """`_finish`, whatever becomes of it; who stops that, too, waits for nothing more."""
+    try:
+        return _finish(code)
+    except KeyboardInterrupt:
+        code = 130
+    except _Terminated as error:
+        code = error.code
+    except Exception:
+        log.exception("An error that Graft did not expect; please report it.")
+        return code or 1
+    atexit._clear()  # figures would still be drawn
+    return code
+
+
 def _finish(code: int) -> int:
     """Table, report and MLflow for whatever the sweep has; the exit code."""
-    driver = _driver or _of_multirun(code)
+    try:
+        driver = _driver or _of_multirun(code)
+    except ConfigError as error:  # another process drives it, and will report it
+        said = _explain(error)
+        return code or said
     if driver is None:
         return code
     is_complete = driver.finish(is_interrupted=code >= 128)
@@ -460,7 +486,7 @@ def _of_multirun(code: int) -> "sweep.Driver | None":
         return None
     from graft.sweep import Driver
 
-    driver = Driver(folder, is_alone=False)
+    driver = Driver(folder, is_alone=False, wait_s=0.0)
     with contextlib.suppress(BadRequest):  # what is swept may have no value here
         driver.follow(typed(_multirun))
     return driver

@@ -24,6 +24,7 @@ whole file or none. `run.json` is written last, so a run that says "completed" h
 
 import csv
 import json
+import logging
 import os
 import re
 import shutil
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
     from numpy.typing import NDArray
+
+log = logging.getLogger("graft")
 
 FORMAT = 1
 
@@ -289,8 +292,16 @@ def readable_runs(sweep: Path) -> list[Record]:
 
 
 def read_runs(sweep: Path) -> list[Record]:
-    """The records of a sweep's folder, in the order in which they were asked for."""
-    found = {run.parent.name: read_run(run.parent) for run in sorted(sweep.glob(f"*/{RUN}"))}
+    """The records of a sweep's folder, in the order in which they were asked for.
+
+    One that cannot be read is left out, with a warning.
+    """
+    found = {}
+    for file in sorted(sweep.glob(f"*/{RUN}")):
+        try:
+            found[file.parent.name] = read_run(file.parent)
+        except RecordError as error:
+            log.warning("%s", error)
     asked = [run["run"] for run in (read_json(sweep / SWEEP) or {}).get("runs", [])]
     return [
         found[name] for name in [*asked, *(n for n in found if n not in asked)] if name in found

@@ -1,5 +1,6 @@
 """What a person sees of a launch: counts that add up, the time left, a table on a terminal."""
 
+import contextlib
 import io
 import logging
 import math
@@ -290,3 +291,22 @@ def test_without_a_terminal_there_are_lines(monkeypatch: pytest.MonkeyPatch, ter
     monkeypatch.setenv("TERM", term)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: term == "dumb", raising=False)
     assert type(view(1, 1, is_apart=True)) is View
+
+
+def test_a_terminal_that_is_gone_does_not_hide_what_ended_the_launch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    ours, theirs = pty.openpty()
+    terminal = os.fdopen(theirs, "w", buffering=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", terminal)
+        with pytest.raises(KeyboardInterrupt), LiveView(1, 1) as shown:
+            shown._live.refresh()
+            os.close(ours)
+            with contextlib.suppress(OSError):
+                print("a line that is lost", file=sys.stderr)
+            raise KeyboardInterrupt
+        assert sys.stderr is terminal
+    with contextlib.suppress(OSError):
+        terminal.close()

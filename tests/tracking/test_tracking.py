@@ -296,6 +296,19 @@ def test_a_sweep_that_was_not_tracked_is_sent_from_its_records(lab: Any) -> None
     assert best.data.params["optimizer.lr"] == "0.001"
 
 
+def test_a_damaged_record_does_not_keep_the_others_from_being_sent(
+    lab: Any, warnings_of: Any
+) -> None:
+    for number in range(2):
+        lab.record(number)
+    lab.ask_for(0, 1)
+    (lab.run_folder(1) / "run.json").write_text('{"status": "compl')
+    assert sync(lab.folder) is not None
+    assert tuple(lab.seen().runs()) == lab.titles[:1]
+    assert lab.seen().parent.info.status == "KILLED"
+    assert any("holds no run" in said for said in warnings_of())
+
+
 @pytest.mark.slow
 def test_another_store_gets_the_same_with_the_same_times(
     lab: Any, tables: Path, tmp_path: Path

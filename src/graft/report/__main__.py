@@ -72,6 +72,12 @@ def write_report(sweep: Path) -> list[dict[str, object]]:
     return rows
 
 
+def report_rows(sweep: Path) -> list[dict[str, object]]:
+    """What `write_report` returns, and nothing written."""
+    found = sweeps.load(sweep)
+    return results(found.records, found.asked)
+
+
 def _searched(sweep: Path) -> Searched | None:
     try:
         found = search.read(sweep)

@@ -41,12 +41,16 @@ def folder_of(config: RunConfig) -> Path:
 
 
 def finished(asked: Asked) -> Record | None:
-    """The record of a run that has been trained, with these settings, to its end."""
+    """The record of a run that has been trained, with these settings, to its end.
+
+    None, too, where it is damaged: that run is trained anew.
+    """
     try:
         found = read_run(asked.folder)
-    except RecordError:
-        return None
-    if not found.is_completed or found.info["identity"] != run_identity(asked.config):
+        if not found.is_completed or found.info["identity"] != run_identity(asked.config):
+            return None
+        value(asked, found)
+    except (RecordError, LookupError, TypeError, ValueError):
         return None
     return found
 

@@ -4,8 +4,9 @@ It holds the sweep's lock, keeps MLflow and the figures up to date with what the
 (follow.py), and in the end writes table and report.
 """
 
+import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from graft.errors import ConfigError, RecordError
 from graft.identity import run_identity
 from graft.lock import Lock, Locked, held_by
 from graft.record import LOCK, Record, read_json, read_run, read_runs, readable_runs, write_json
-from graft.report.__main__ import print_table, write_report
+from graft.report.__main__ import print_table, report_rows, write_report
 from graft.settings import array_key, resolve, trunk_key
 from graft.sweep.asked import Asked, Value, finished, folder_of, value
 from graft.sweep.check import checked
@@ -54,17 +55,18 @@ class Driver:
         folder: of the sweep.
         is_alone: whether no other process may drive it at the same time. Runs that a launcher of
             others hands out one by one each have a driver of their own, beside each other.
+        wait_s: how long to wait for another process that drives it.
 
     Raises:
         ConfigError: another process drives it.
     """
 
-    def __init__(self, folder: Path, *, is_alone: bool = True) -> None:
+    def __init__(self, folder: Path, *, is_alone: bool = True, wait_s: float = WAIT_S) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = Lock(folder / LOCK)
         try:
-            self._lock.acquire(WAIT_S, shared=not is_alone)
+            self._lock.acquire(wait_s, shared=not is_alone)
         except Locked as error:
             raise ConfigError(
                 f"{folder} is being worked on by {error}. Wait for it (graft-sweep status "
@@ -88,6 +90,9 @@ class Driver:
         _write_down(self.folder, asked, command)
         done = {place: value(one, found) for place, one in enumerate(asked)
                 if (found := finished(one)) is not None}  # fmt: skip
+        for place, one in enumerate(asked):
+            if place not in done:
+                _give_up_damaged(one)
         arrays = arrays_of(asked, done)
         if self._follower is None:  # else these are more runs of a search
             _say(asked, arrays, done)
@@ -110,31 +115,41 @@ class Driver:
     def finish(self, *, is_interrupted: bool = False) -> bool:
         """Table, report and tracking for what the sweep has; prints where they are.
 
+        What cannot be written, and what nobody can read any more, costs nothing else.
+
         Returns:
-            Whether every run that was asked for is completed.
+            Whether every run that was asked for is completed, and the report could be written.
         """
         _close_unfinished(
             self.folder, "interrupted" if is_interrupted else "ended without a result"
         )
         if self._follower is not None:
             self._follower.look_last()  # figures are drawn, and sent, beside the report
-        rows = write_report(self.folder)
-        print_table(rows, self.folder)
+        rows, is_written = self._reported()
+        _show(print_table, rows, self.folder)
         if self._follower is not None:
             self._follower.stop()
         report, results = self.folder / record.REPORT, self.folder / record.RESULTS
-        print(f"report:    {report}")
-        print(f"results:   {results}")
+        if is_written:
+            _show(print, f"report:    {report}\nresults:   {results}")
         if not isinstance(self._tracking, Off):
             self._tracking.finish(read_runs(self.folder), report, results)
             titles = ("MLflow UI:", "  opens at")
             for title, line in zip(titles, self._tracking.ui_lines(), strict=False):
-                print(f"{title:<10} {line}")
+                _show(print, f"{title:<10} {line}")
         if is_interrupted:
-            print("stopped: the same command goes on with what is not finished.")
+            _show(print, "stopped: the same command goes on with what is not finished.")
         record.remove_parts(self.folder)  # of processes that were killed
         self._lock.release()
-        return record.is_complete([str(row["status"]) for row in rows])
+        return is_written and record.is_complete([str(row["status"]) for row in rows])
+
+    def _reported(self) -> tuple[list[dict[str, object]], bool]:
+        """The rows of the report, and whether it could be written."""
+        try:
+            return write_report(self.folder), True
+        except OSError as error:
+            log.error("The report cannot be written: %s.", error.strerror or error)
+            return report_rows(self.folder), False
 
     def leave(self) -> None:
         """Another process will finish the sweep: send what there is, and let go of it."""
@@ -173,9 +188,14 @@ def prepare(
     """
     resolved, replaced = checked(asked)
     folder = folder_of(asked[0].config)
-    if driver is None or driver.folder != folder:
-        driver = Driver(folder, is_alone=is_alone)
-    return driver, driver.begin(resolved, replaced, command)
+    if driver is not None and driver.folder == folder:
+        return driver, driver.begin(resolved, replaced, command)
+    driver = Driver(folder, is_alone=is_alone)
+    try:
+        return driver, driver.begin(resolved, replaced, command)
+    except BaseException:  # Ctrl-C, too: what there is already can then be reported
+        driver._lock.release()
+        raise
 
 
 def arrays_of(asked: Sequence[Asked], done: Mapping[int, Value]) -> list[list[int]]:
@@ -185,6 +205,12 @@ def arrays_of(asked: Sequence[Asked], done: Mapping[int, Value]) -> list[list[in
         if place not in done:
             found.setdefault(array_key(run.config), []).append(place)
     return list(found.values())
+
+
+def _show(show: Callable[..., object], *what: object) -> None:
+    """Print, as long as somebody reads it: a terminal may be gone, a pipe closed."""
+    with contextlib.suppress(OSError, SystemExit):  # rich ends the process where a pipe is closed
+        show(*what)
 
 
 def _length(one: Asked) -> float:
@@ -264,6 +290,14 @@ def _record(folder: Path) -> Record | None:
         return None
 
 
+def _give_up_damaged(one: Asked) -> None:
+    """A record that says "completed" and cannot be read: else nobody would train that run anew."""
+    found = _record(one.folder)
+    if found is not None and found.is_completed and finished(one) is None:
+        log.warning("The record in %s is damaged: the run is trained anew.", one.folder)
+        (one.folder / record.RUN).unlink(missing_ok=True)
+
+
 def _close(one: Asked, status: str, reason: str) -> None:
     """What a run's record says of its end, where the run's process could not."""
     found = _record(one.folder)
@@ -289,4 +323,5 @@ def _close_unfinished(folder: Path, reason: str) -> None:
     for found in readable_runs(folder):
         if found.info["status"] == "running" and not held_by(found.path / LOCK):
             info = {**found.info, "status": "skipped", "reason": reason}
-            write_json(found.path / record.RUN, info)
+            with contextlib.suppress(OSError):  # a full disk: the table then says "running"
+                write_json(found.path / record.RUN, info)

@@ -19,8 +19,8 @@ from hydra_plugins.gpu_launcher._job import Job, failed, in_words
 from hydra_plugins.gpu_launcher._output import Output
 from hydra_plugins.gpu_launcher._process import LAST_S, Process, environment
 from hydra_plugins.gpu_launcher._view import View
-from hydra_plugins.gpu_launcher._worker import ALIVE, READY, TOLD, Start, Untold
-from hydra_plugins.gpu_launcher.ends import NoResult, TimedOut, WorkerDied
+from hydra_plugins.gpu_launcher._worker import ALIVE, READY, TOLD, Start
+from hydra_plugins.gpu_launcher.ends import NoResult, TimedOut, Untold, WorkerDied
 
 # How long a worker that is told to stop may take to save what it has.
 GRACE_S = 10.0

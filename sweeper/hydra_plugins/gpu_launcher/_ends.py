@@ -21,3 +21,7 @@ class NotStarted(NoResult):
 
 class Skipped(NoResult):
     """The job was never started: another one failed, and `hydra.launcher.fail_fast` is set."""
+
+
+class Untold(RuntimeError):
+    """What a job raised or returned, in words: it cannot be pickled, or not be read elsewhere."""

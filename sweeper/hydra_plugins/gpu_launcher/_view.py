@@ -166,7 +166,8 @@ class LiveView(View):
     def __exit__(self, *error: object) -> None:
         for handler, stream in self._redirected:
             handler.setStream(stream)
-        self._live.stop()
+        with contextlib.suppress(OSError):  # the terminal is gone; what ends the launch counts
+            self._live.stop()
 
     def _table(self) -> Any:
         from rich.console import Group

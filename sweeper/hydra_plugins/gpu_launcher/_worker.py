@@ -31,6 +31,7 @@ from hydra_plugins.gpu_launcher import _ahead, _array, progress
 from hydra_plugins.gpu_launcher._composed import compose_once
 from hydra_plugins.gpu_launcher._job import Job, Work, essence, exception, failed, in_words
 from hydra_plugins.gpu_launcher._pickle import dumps
+from hydra_plugins.gpu_launcher.ends import Untold
 
 # What a worker that was started ahead has to have called, and what every worker is told: a pickle.
 Start = tuple[str | None, bytes]
@@ -42,10 +43,6 @@ EVERY_S = 0.2
 
 class Closed(Exception):
     """The launcher wants nothing more, or is no longer there."""
-
-
-class Untold(RuntimeError):
-    """What a job raised or returned, in words: it cannot be pickled, or not be read elsewhere."""
 
 
 def start_of(
