@@ -242,7 +242,7 @@ class Sweep:
     Attributes:
         axes: the keys that differ between the runs: they name the runs' folders.
         overwrite: whether runs in its folder that have other settings, or were trained on other
-            data, may be replaced.
+            data or from other weights, may be replaced.
         dry_run: whether the plan is to be shown and nothing done.
         objectives: what a search looks for, names of `OBJECTIVES`; none: the metric that selects.
     """
