@@ -172,6 +172,9 @@ class _Recording:
             try:
                 self._graph.capture_end()
             except RuntimeError as error:
+                # The step is recorded; to make it ready takes memory that is not PyTorch's own.
+                if failed is None and "out of memory" in str(error):
+                    raise
                 raise RunError(
                     f"This step cannot be recorded as a CUDA graph: {failed or error}. "
                     "Run it with cuda_graphs=false, and please report this."
