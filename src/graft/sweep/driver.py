@@ -4,6 +4,7 @@ It holds the sweep's lock, keeps MLflow and the figures up to date with what the
 (follow.py), and in the end writes table and report.
 """
 
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from graft.sweep.asked import Asked, Value, finished, folder_of, value
 from graft.sweep.check import checked
 from graft.sweep.follow import Follower
 from graft.tracking import Off, SweepTracking
+from graft.tracking.letter import FOLDER as LETTERS
 
 log = logging.getLogger("graft")
 
@@ -72,6 +74,9 @@ class Driver:
             ) from None
         except OSError as error:
             raise ConfigError(f"{folder} cannot be written ({error.strerror}).") from error
+        self._is_alone = is_alone
+        # Of a driver beside others, what it was asked for: they see to theirs.
+        self._own: list[Asked] = []
         self._tracking: SweepTracking | Off = Off()
         self._follower: Follower | None = None
 
@@ -86,6 +91,8 @@ class Driver:
         for one in replaced:
             (one.folder / record.RUN).unlink(missing_ok=True)
         _write_down(self.folder, asked, command)
+        if not self._is_alone:
+            self._own += asked
         done = {place: value(one, found) for place, one in enumerate(asked)
                 if (found := finished(one)) is not None}  # fmt: skip
         arrays = arrays_of(asked, done)
@@ -111,7 +118,7 @@ class Driver:
         """Table, report and tracking for what the sweep has; prints where they are.
 
         Returns:
-            Whether every run that was asked for is completed.
+            Whether every run that was asked for is completed. Beside others it answers for its own.
         """
         _close_unfinished(
             self.folder, "interrupted" if is_interrupted else "ended without a result"
@@ -132,9 +139,19 @@ class Driver:
                 print(f"{title:<10} {line}")
         if is_interrupted:
             print("stopped: the same command goes on with what is not finished.")
-        record.remove_parts(self.folder)  # of processes that were killed
+        self._let_go()
+        return self._is_complete(rows)
+
+    def _let_go(self) -> None:
         self._lock.release()
-        return record.is_complete([str(row["status"]) for row in rows])
+        with contextlib.suppress(Locked, OSError), self._lock:  # nobody else is at work here
+            for folder in (self.folder, self.folder / LETTERS):
+                record.remove_parts(folder)  # of processes that were killed
+
+    def _is_complete(self, rows: Sequence[Mapping[str, object]]) -> bool:
+        own = {one.name for one in self._own}
+        asked = [row for row in rows if not own or row["run"] in own]
+        return record.is_complete([str(row["status"]) for row in asked])
 
     def leave(self) -> None:
         """Another process will finish the sweep: send what there is, and let go of it."""
