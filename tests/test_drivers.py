@@ -2,15 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from graft import train
 from graft.config import RunConfig
+from graft.errors import ConfigError
 from graft.lock import Lock
 from graft.record import LOCK, RunFolder
 from graft.sweep import Asked, Driver
+from graft.sweep import driver as driver_module
 
 Beside = Callable[[int], tuple[Driver, Asked]]
 
@@ -46,3 +49,16 @@ def test_the_first_of_two_drivers_to_end_answers_for_its_own_run_and_leaves_the_
         assert table["status"].tolist() == ["completed", "running"]
     assert not second.finish(is_interrupted=True)
     assert not any(part.exists() for part in parts)
+
+
+def test_a_list_of_runs_that_another_keeps_writing_is_said(
+    beside: Beside, tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver_module, "FILES_S", 0.2)
+    folder = Path(tiny_config.output_dir) / tiny_config.sweep.name
+    folder.mkdir()
+    with (
+        Lock(folder / ".lock.files"),
+        pytest.raises(ConfigError, match=r"sweep\.json is being written by process \d+ on"),
+    ):
+        beside(0)

@@ -30,6 +30,8 @@ log = logging.getLogger("graft")
 
 # The workers of a driver that was killed may need so long to notice.
 WAIT_S = 5.0
+# Each of many jobs that a launcher of others starts at once writes down its own run.
+FILES_S = 60.0
 # How long a process that lets go of a sweep waits for MLflow.
 FLUSH_S = 60.0
 
@@ -171,7 +173,7 @@ class Driver:
             self.folder, config.tracking, name=self.folder.name, command=known.get("command", ""),
             axes=known.get("axes", []), output_dir=Path(config.output_dir).absolute(),
         )  # fmt: skip
-        self._follower = Follower(self.folder, self._tracking)
+        self._follower = Follower(self.folder, self._tracking, self._own)
 
 
 def prepare(
@@ -224,7 +226,10 @@ def _say(
 def _write_down(folder: Path, asked: Sequence[Asked], command: str) -> None:
     """sweep.json: every run that was ever asked for in this folder, in order; and plan.json."""
     lock = Lock(folder / f"{LOCK}.files")
-    lock.acquire(WAIT_S)
+    try:
+        lock.acquire(FILES_S)
+    except Locked as error:
+        raise ConfigError(f"{folder / record.SWEEP} is being written by {error}.") from None
     with lock:
         known = _known(folder)
         runs = {run["run"]: run for run in known.get("runs", [])}

@@ -31,6 +31,7 @@ class SweepTracking:
     def __init__(self, folder: Path, info: upload.SweepInfo, line: Line, artifacts: Path) -> None:
         self.folder, self.info = folder, info
         self._line, self._artifacts = line, artifacts
+        self._lock = folder / letter.FOLDER / "children.lock"
         self._parent: upload.Parent | None = None
         self._children: dict[str, upload.Child] = {}
 
@@ -93,7 +94,7 @@ class SweepTracking:
             store, self.info, self.parent(store), one, record, self._line.uri))  # fmt: skip
 
     def _child(self, one: Letter) -> upload.Child:
-        return self._children.setdefault(one.key, upload.Child())
+        return self._children.setdefault(one.key, upload.Child(self._lock))
 
     @harmless
     def finish(
@@ -195,7 +196,8 @@ class SweepTracking:
             if found is not None and upload.is_complete(found, one, record):
                 upload.rename(store, found, one)
             else:
-                upload.Child().finish(store, self.info, parent, one, record, self._line.uri)
+                child = upload.Child(self._lock)
+                child.finish(store, self.info, parent, one, record, self._line.uri)
         if not _held(self.folder):  # more may be trained now than then
             upload.close_rest(store, self.info, parent)
             status = _status(self.folder, letters)
