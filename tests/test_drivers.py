@@ -1,4 +1,5 @@
-"""Drivers beside each other in one folder: single runs at once, jobs of a launcher of others."""
+"""What a driver makes of its own runs, of those of other drivers in its folder, and of one that is
+not allowed."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -6,8 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from hydra import compose, initialize_config_dir
 
-from graft import train
+from graft import app, train
 from graft.config import RunConfig
 from graft.errors import ConfigError
 from graft.lock import Lock
@@ -62,3 +64,20 @@ def test_a_list_of_runs_that_another_keeps_writing_is_said(
         pytest.raises(ConfigError, match=r"sweep\.json is being written by process \d+ on"),
     ):
         beside(0)
+
+
+@pytest.mark.parametrize("setting", ["model.dropout=1.0", "model.mean=[1]"])
+def test_a_job_that_is_not_allowed_is_a_failed_run_of_its_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    """One of a search, say, of which only its first jobs can end the command."""
+    driver = Driver(tmp_path / "s")
+    monkeypatch.setattr(app, "_driver", driver)
+    with initialize_config_dir(app.conf_dir(), version_base="1.3"):
+        asked = [setting, "sweep.axes=[seed]", "seed=3"]
+        job = compose("config", asked, return_hydra_config=True)
+    app.ended(job, ConfigError(f"{setting}: expected another"), 0)
+    assert not driver.finish()
+    (row,) = pd.read_csv(tmp_path / "s" / "results.csv").to_dict("records")
+    assert (row["run"], row["seed"], row["status"]) == ("seed=3", 3, "failed")
+    assert row["reason"] == f"{setting}: expected another"

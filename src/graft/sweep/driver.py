@@ -109,12 +109,23 @@ class Driver:
         Args:
             status, reason: for its record, where that does not say them already.
             is_final: whether it is not tried again.
+
+        Raises:
+            ConfigError: its settings are not allowed.
         """
-        _close(one, status, reason)
+        known = {
+            "identity": run_identity(resolve(one.config)),
+            "metric": one.config.metric,
+        }
+        _close(self.folder / one.name, {**_empty(one.name, one.choices), **known}, status, reason)
         if is_final:
             found = _record(one.folder)
             if found is not None:
                 self._tracking.end(found)
+
+    def refused(self, name: str, choices: Mapping[str, str], reason: str) -> None:
+        """A run has settings that are not allowed, and was not begun."""
+        _close(self.folder / name, _empty(name, choices), "failed", reason)
 
     def finish(self, *, is_interrupted: bool = False) -> bool:
         """Table, report and tracking for what the sweep has; prints where they are.
@@ -286,23 +297,25 @@ def _record(folder: Path) -> Record | None:
         return None
 
 
-def _close(one: Asked, status: str, reason: str) -> None:
-    """What a run's record says of its end, where the run's process could not."""
-    found = _record(one.folder)
-    info = dict(found.info) if found is not None else _empty(one)
-    if info["status"] == "running" and not held_by(one.folder / LOCK):
-        one.folder.mkdir(parents=True, exist_ok=True)
-        write_json(one.folder / record.RUN, {**info, "status": status, "reason": reason})
+def _close(folder: Path, empty: Mapping[str, Any], status: str, reason: str) -> None:
+    """What a run's record says of its end, where the run's process could not.
+
+    Args:
+        empty: the record of a run that has not even begun to write one.
+    """
+    found = _record(folder)
+    info = found.info if found is not None else empty
+    if info["status"] == "running" and not held_by(folder / LOCK):
+        write_json(folder / record.RUN, {**info, "status": status, "reason": reason})
 
 
-def _empty(one: Asked) -> dict[str, Any]:
-    """The record of a run that has not even begun to write one."""
+def _empty(name: str, choices: Mapping[str, str]) -> dict[str, Any]:
     return {
-        "format": record.FORMAT, "run": one.name, "status": "running", "reason": None,
-        "identity": run_identity(resolve(one.config)), "choices": dict(one.choices),
-        "classes": [], "metric": one.config.metric, "best_epoch": None, "parameters": None,
-        "weights": None, "trunk": None, "split": {}, "data_digest": None, "notes": [],
-        "skipped": [], "attempts": 1, "resumed_after": [], "timings_s": {},
+        "format": record.FORMAT, "run": name, "status": "running", "reason": None,
+        "identity": None, "choices": dict(choices), "classes": [], "metric": None,
+        "best_epoch": None, "parameters": None, "weights": None, "trunk": None, "split": {},
+        "data_digest": None, "notes": [], "skipped": [], "attempts": 1, "resumed_after": [],
+        "timings_s": {},
     }  # fmt: skip
 
 
