@@ -10,7 +10,7 @@ from torchvision.models import mobilenet_v3_small
 from graft import train
 from graft.config import RunConfig, Sweep
 from graft.errors import ConfigError
-from graft.sweep import driver
+from graft.sweep import Driver
 from graft.sweep.asked import Asked, finished
 from graft.sweep.check import checked
 
@@ -40,7 +40,7 @@ def test_a_run_that_ended_before_it_had_read_the_data_is_asked_for_again(
     tiny_config: RunConfig,
 ) -> None:
     asked = _asked(tiny_config)
-    driver._close(asked, "failed", "its process was killed by signal 9")
+    Driver(asked.folder.parent).failed(asked, "failed", "killed by signal 9", is_final=True)
     assert finished(asked) is None and checked([asked])[1] == []
 
 

@@ -113,6 +113,8 @@ print(made.optimizer.lr, made.strategy._target_.rpartition(".")[2], made.epochs)
         (["optimizer.lr=tag(log,interval(0,1))"], "begins above 0"),
         (["optimizer.rate=interval(0.1,1)"], "optimizer.rate"),
         (["optimizer.lr=interval(-1,-0.5)"], "optimizer.lr"),
+        ([RATES, "model.dropout=0,0.2,1.0", "sweep.dry_run=true"], "model.dropout=1.0: expected"),
+        ([RATES, "strategy=fine_tune", "strategy.depth=range(1,99)"], "strategy.depth=98"),
         ([RATES, "hydra.sweeper.n_trials=0"], "n_trials=0"),
         ([RATES, "sweep.objectives=[val_acc]"], "sweep.objectives"),
         (["epochs=1"], "nothing to search"),

@@ -2,6 +2,7 @@
 
     graft -m strategy=head_only,fine_tune optimizer.lr=1e-3,1e-4
       main             names the sweep after what was typed, hands over to Hydra, sets the exit code
+      check_space      called by our sweeper with samples of what it will search
       prepare          called by our launcher with every job's configuration, before any job runs
       train_together   called by it in a worker, with an array of jobs
                        (of a search, each with the trial that may end it early)
@@ -23,7 +24,7 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
@@ -124,6 +125,27 @@ def _hydra_main(cfg: DictConfig) -> "sweep.Value":
     return _job(cfg)
 
 
+def check_space(samples: Iterable[DictConfig]) -> None:
+    """Refuse a search of what is not allowed, before its first trial: called by the sweeper.
+
+    Args:
+        samples: configurations of every choice, and of the ends of every range.
+
+    Raises:
+        BadRequest: everything that is wrong with their settings.
+    """
+    with importing():
+        from graft.sweep.check import problems_of
+
+    asked: list[sweep.Asked] = []
+    problems: list[str] = []
+    for one in samples:
+        _ask(one, asked, problems)
+    problems += problems_of(asked)
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
 def prepare(jobs: Sequence[DictConfig]) -> Plan:
     """Check every job of a sweep and open its folder, before the first one runs.
 
@@ -151,13 +173,12 @@ def _begin(jobs: Sequence[DictConfig], *, is_alone: bool) -> "sweep.Prepared":
     with importing():
         from graft import sweep
 
-    names, asked, problems = [], [], []
+    names: list[str] = []
+    asked: list[sweep.Asked] = []
+    problems: list[str] = []
     for job in jobs:
         names.append(_run_name(job))
-        try:
-            asked.append(_asked(job))
-        except BadRequest as error:
-            problems += [line for line in str(error).splitlines() if line not in problems]
+        _ask(job, asked, problems)
     try:
         if problems:
             raise ConfigError("\n".join(problems))
@@ -234,9 +255,21 @@ def train_together(jobs: Sequence[DictConfig]) -> "list[sweep.Value | Exception]
 
 def ended(job: DictConfig, error: Exception, retry: int) -> None:
     """A job has failed; `retry` says which try comes next, 0: none. Called by the launcher."""
-    if _driver is not None:
-        status = "timed_out" if isinstance(error, TimedOut) else "failed"
+    if _driver is None:
+        return
+    status = "timed_out" if isinstance(error, TimedOut) else "failed"
+    try:
         _driver.failed(_asked(job), status, str(error), is_final=not retry)
+    except BadRequest:  # that is what it has failed of
+        _driver.refused(_run_name(job), _choices(job), str(error))
+
+
+def _ask(job: DictConfig, asked: "list[sweep.Asked]", problems: list[str]) -> None:
+    """Add a job to one of these."""
+    try:
+        asked.append(_asked(job))
+    except BadRequest as error:
+        problems += [line for line in str(error).splitlines() if line not in problems]
 
 
 def _asked(job: DictConfig) -> "sweep.Asked":
@@ -343,6 +376,7 @@ def _refuse_code(overrides: Sequence[str]) -> None:
         names_code = "_target_" in override or key in (
             "hydra.launcher.prepare",
             "hydra.launcher.together",
+            "hydra.sweeper.check",
         )
         if key.startswith("hydra") and names_code:
             raise ConfigError(

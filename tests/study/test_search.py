@@ -99,6 +99,17 @@ def test_a_sampler_with_nothing_new_to_propose_ends_the_search(search: Any, own:
     assert found.search["stopped"] == said
 
 
+def test_an_application_can_refuse_a_space_before_its_first_trial(
+    search: Any, own: Own, tmp_path: Path
+) -> None:
+    own("def check(samples):\n    raise ValueError(sorted({(cfg.x, cfg.y) for cfg in samples}))")
+    ran = Ran()
+    with pytest.raises(ValueError) as caught:
+        search(ran, ["x=interval(0,1)", "y=1,2"], "check=own.check")
+    assert caught.value.args == ([(0.0, 1), (0.0, 2), (1.0, 1)],)
+    assert not ran.jobs and not (tmp_path / "out").exists()
+
+
 def test_no_trial_begins_after_its_time(search: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every job takes a second, by the search's watch."""
     ran = Ran()

@@ -32,7 +32,8 @@ def checked(asked: Sequence[Asked]) -> tuple[list[Asked], list[Asked]]:
     problems += _twice(asked)
     problems += _chosen_by_unlike_losses(resolved)
     datasets = _datasets(resolved, problems)
-    _check_networks(resolved, problems)
+    _check_weights(resolved, problems)
+    _check_strategies(resolved, problems)
     replaced = []
     for one in resolved:
         conflicts = _conflicts(one, datasets)
@@ -46,6 +47,14 @@ def checked(asked: Sequence[Asked]) -> tuple[list[Asked], list[Asked]]:
         _introduce(dataset)
     _warn_of_large_batches(resolved, datasets)
     return resolved, replaced
+
+
+def problems_of(asked: Sequence[Asked]) -> list[str]:
+    """What is wrong with settings alone, whatever data and weights are."""
+    problems: list[str] = []
+    resolved = [one for one in (_resolved(run, problems) for run in asked) if one is not None]
+    _check_strategies(resolved, problems)
+    return list(dict.fromkeys(problems))
 
 
 def _resolved(asked: Asked, problems: list[str]) -> Asked | None:
@@ -97,14 +106,18 @@ def _dataset_key(config: RunConfig) -> tuple[Any, ...]:
     return (config.dataset,)
 
 
-def _check_networks(asked: Sequence[Asked], problems: list[str]) -> None:
-    """Weights are there and fit; every strategy finds its blocks."""
+def _check_weights(asked: Sequence[Asked], problems: list[str]) -> None:
+    """They are there, and fit."""
     for config in {(r.config.model, r.config.image_size): r.config for r in asked}.values():
         try:
             assert config.image_size is not None
             backbones.check(config.model, image_size=config.image_size)
         except BadRequest as error:
             problems.append(str(error))
+
+
+def _check_strategies(asked: Sequence[Asked], problems: list[str]) -> None:
+    """Each finds its blocks."""
     for config in {(r.config.model.name, r.config.strategy): r.config for r in asked}.values():
         try:
             config.strategy.trainable(list(backbones.find(config.model.name).blocks))

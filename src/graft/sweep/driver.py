@@ -24,11 +24,14 @@ from graft.sweep.asked import Asked, Value, finished, folder_of, value
 from graft.sweep.check import checked
 from graft.sweep.follow import Follower
 from graft.tracking import Off, SweepTracking
+from graft.tracking.letter import FOLDER as LETTERS
 
 log = logging.getLogger("graft")
 
 # The workers of a driver that was killed may need so long to notice.
 WAIT_S = 5.0
+# Each of many jobs that a launcher of others starts at once writes down its own run.
+FILES_S = 60.0
 # How long a process that lets go of a sweep waits for MLflow.
 FLUSH_S = 60.0
 
@@ -74,6 +77,9 @@ class Driver:
             ) from None
         except OSError as error:
             raise ConfigError(f"{folder} cannot be written ({error.strerror}).") from error
+        self._is_alone = is_alone
+        # Of a driver beside others, what it was asked for: they see to theirs.
+        self._own: list[Asked] = []
         self._tracking: SweepTracking | Off = Off()
         self._follower: Follower | None = None
 
@@ -88,6 +94,8 @@ class Driver:
         for one in replaced:
             (one.folder / record.RUN).unlink(missing_ok=True)
         _write_down(self.folder, asked, command)
+        if not self._is_alone:
+            self._own += asked
         done = {place: value(one, found) for place, one in enumerate(asked)
                 if (found := finished(one)) is not None}  # fmt: skip
         for place, one in enumerate(asked):
@@ -105,12 +113,23 @@ class Driver:
         Args:
             status, reason: for its record, where that does not say them already.
             is_final: whether it is not tried again.
+
+        Raises:
+            ConfigError: its settings are not allowed.
         """
-        _close(one, status, reason)
+        known = {
+            "identity": run_identity(resolve(one.config)),
+            "metric": one.config.metric,
+        }
+        _close(self.folder / one.name, {**_empty(one.name, one.choices), **known}, status, reason)
         if is_final:
             found = _record(one.folder)
             if found is not None:
                 self._tracking.end(found)
+
+    def refused(self, name: str, choices: Mapping[str, str], reason: str) -> None:
+        """A run has settings that are not allowed, and was not begun."""
+        _close(self.folder / name, _empty(name, choices), "failed", reason)
 
     def finish(self, *, is_interrupted: bool = False) -> bool:
         """Table, report and tracking for what the sweep has; prints where they are.
@@ -119,6 +138,7 @@ class Driver:
 
         Returns:
             Whether every run that was asked for is completed, and the report could be written.
+            Beside others it answers for its own runs.
         """
         _close_unfinished(
             self.folder, "interrupted" if is_interrupted else "ended without a result"
@@ -139,9 +159,8 @@ class Driver:
                 _show(print, f"{title:<10} {line}")
         if is_interrupted:
             _show(print, "stopped: the same command goes on with what is not finished.")
-        record.remove_parts(self.folder)  # of processes that were killed
-        self._lock.release()
-        return is_written and record.is_complete([str(row["status"]) for row in rows])
+        self._let_go()
+        return is_written and self._is_complete(rows)
 
     def _reported(self) -> tuple[list[dict[str, object]], bool]:
         """The rows of the report, and whether it could be written."""
@@ -150,6 +169,17 @@ class Driver:
         except OSError as error:
             log.error("The report cannot be written: %s.", error.strerror or error)
             return report_rows(self.folder), False
+
+    def _let_go(self) -> None:
+        self._lock.release()
+        with contextlib.suppress(Locked, OSError), self._lock:  # nobody else is at work here
+            for folder in (self.folder, self.folder / LETTERS):
+                record.remove_parts(folder)  # of processes that were killed
+
+    def _is_complete(self, rows: Sequence[Mapping[str, object]]) -> bool:
+        own = {one.name for one in self._own}
+        asked = [row for row in rows if not own or row["run"] in own]
+        return record.is_complete([str(row["status"]) for row in asked])
 
     def leave(self) -> None:
         """Another process will finish the sweep: send what there is, and let go of it."""
@@ -169,7 +199,7 @@ class Driver:
             self.folder, config.tracking, name=self.folder.name, command=known.get("command", ""),
             axes=known.get("axes", []), output_dir=Path(config.output_dir).absolute(),
         )  # fmt: skip
-        self._follower = Follower(self.folder, self._tracking)
+        self._follower = Follower(self.folder, self._tracking, self._own)
 
 
 def prepare(
@@ -233,7 +263,10 @@ def _say(
 def _write_down(folder: Path, asked: Sequence[Asked], command: str) -> None:
     """sweep.json: every run that was ever asked for in this folder, in order; and plan.json."""
     lock = Lock(folder / f"{LOCK}.files")
-    lock.acquire(WAIT_S)
+    try:
+        lock.acquire(FILES_S)
+    except Locked as error:
+        raise ConfigError(f"{folder / record.SWEEP} is being written by {error}.") from None
     with lock:
         known = _known(folder)
         runs = {run["run"]: run for run in known.get("runs", [])}
@@ -298,23 +331,25 @@ def _give_up_damaged(one: Asked) -> None:
         (one.folder / record.RUN).unlink(missing_ok=True)
 
 
-def _close(one: Asked, status: str, reason: str) -> None:
-    """What a run's record says of its end, where the run's process could not."""
-    found = _record(one.folder)
-    info = dict(found.info) if found is not None else _empty(one)
-    if info["status"] == "running" and not held_by(one.folder / LOCK):
-        one.folder.mkdir(parents=True, exist_ok=True)
-        write_json(one.folder / record.RUN, {**info, "status": status, "reason": reason})
+def _close(folder: Path, empty: Mapping[str, Any], status: str, reason: str) -> None:
+    """What a run's record says of its end, where the run's process could not.
+
+    Args:
+        empty: the record of a run that has not even begun to write one.
+    """
+    found = _record(folder)
+    info = found.info if found is not None else empty
+    if info["status"] == "running" and not held_by(folder / LOCK):
+        write_json(folder / record.RUN, {**info, "status": status, "reason": reason})
 
 
-def _empty(one: Asked) -> dict[str, Any]:
-    """The record of a run that has not even begun to write one."""
+def _empty(name: str, choices: Mapping[str, str]) -> dict[str, Any]:
     return {
-        "format": record.FORMAT, "run": one.name, "status": "running", "reason": None,
-        "identity": run_identity(resolve(one.config)), "choices": dict(one.choices),
-        "classes": [], "metric": one.config.metric, "best_epoch": None, "parameters": None,
-        "weights": None, "weights_digest": None, "trunk": None, "split": {}, "data_digest": None,
-        "notes": [], "skipped": [], "attempts": 1, "resumed_after": [], "timings_s": {},
+        "format": record.FORMAT, "run": name, "status": "running", "reason": None,
+        "identity": None, "choices": dict(choices), "classes": [], "metric": None,
+        "best_epoch": None, "parameters": None, "weights": None, "weights_digest": None,
+        "trunk": None, "split": {}, "data_digest": None, "notes": [], "skipped": [],
+        "attempts": 1, "resumed_after": [], "timings_s": {},
     }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import functools
 import logging
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from graft.errors import RecordError
@@ -16,7 +17,9 @@ from graft.record import EPOCHS, RUN, Record, read_run, readable_runs
 from graft.report import page
 from graft.report.drawing import FOLDER as FIGURES
 from graft.report.drawing import Drawing
+from graft.sweep.asked import Asked
 from graft.tracking import Off, SweepTracking
+from graft.tracking.letter import key_of
 
 log = logging.getLogger("graft")
 
@@ -24,10 +27,16 @@ EVERY_S = 1.0
 
 
 class Follower:
-    """Follows one sweep's folder until it is told to stop."""
+    """Follows one sweep's folder until it is told to stop.
 
-    def __init__(self, folder: Path, tracking: "SweepTracking | Off") -> None:
-        self._folder, self._tracking = folder, tracking
+    Args:
+        own: the runs to look at, of which there may be more later; none: all of the folder.
+    """
+
+    def __init__(
+        self, folder: Path, tracking: "SweepTracking | Off", own: Sequence[Asked] = ()
+    ) -> None:
+        self._folder, self._tracking, self._own = folder, tracking, own
         self._drawing = Drawing()
         self._known: dict[Path, int] = {}
         self._ended = {one.name for one in _completed(folder)}
@@ -59,8 +68,9 @@ class Follower:
         if not self._has_looked_last:
             self._look(is_last=True)
         self._drawing.finish()
+        own = {path.parent for path in self._runs()}
         for one in _completed(self._folder):
-            if not (one.path / FIGURES).exists():  # an earlier start was killed
+            if one.path in own and not (one.path / FIGURES).exists():  # an earlier start was killed
                 self._drawing.add(one, lambda: None)
         self._drawing.finish()
 
@@ -75,13 +85,23 @@ class Follower:
         if not (is_last or self._is_warm) and self._epochs() != self._old_epochs:
             self._is_warm = True
             self._warm_up()
-        for path in self._tracking.letters():
+        for path in self._letters():
             if self._is_new(path):
                 self._tracking.follow(path)
-        for path in sorted(self._folder.glob(f"*/{RUN}")):
+        for path in self._runs():
             name = path.parent.name
             if name not in self._ended and self._is_new(path, is_last=is_last):
                 self._see(path, is_last=is_last)
+
+    def _letters(self) -> list[Path]:
+        keys = {key_of(one.choices) for one in self._own}
+        return [path for path in self._tracking.letters() if not keys or path.stem in keys]
+
+    def _runs(self) -> list[Path]:
+        """The files in which runs say how they are."""
+        names = {one.name for one in self._own}
+        found = sorted(self._folder.glob(f"*/{RUN}"))
+        return [path for path in found if not names or path.parent.name in names]
 
     def _see(self, path: Path, *, is_last: bool) -> None:
         try:

@@ -11,15 +11,8 @@ from pathlib import Path
 
 from graft.aside import Aside
 from graft.config import Tracking
-from graft.record import (
-    SWEEP,
-    Record,
-    is_complete,
-    read_json,
-    read_runs,
-    remove_parts,
-    write_json,
-)
+from graft.lock import held_by
+from graft.record import LOCK, SWEEP, Record, is_complete, read_json, read_runs, write_json
 from graft.tracking import letter, places, upload, view
 from graft.tracking.client import Store, now_ms
 from graft.tracking.letter import Letter
@@ -38,6 +31,7 @@ class SweepTracking:
     def __init__(self, folder: Path, info: upload.SweepInfo, line: Line, artifacts: Path) -> None:
         self.folder, self.info = folder, info
         self._line, self._artifacts = line, artifacts
+        self._lock = folder / letter.FOLDER / "children.lock"
         self._parent: upload.Parent | None = None
         self._children: dict[str, upload.Child] = {}
 
@@ -100,13 +94,15 @@ class SweepTracking:
             store, self.info, self.parent(store), one, record, self._line.uri))  # fmt: skip
 
     def _child(self, one: Letter) -> upload.Child:
-        return self._children.setdefault(one.key, upload.Child())
+        return self._children.setdefault(one.key, upload.Child(self._lock))
 
     @harmless
     def finish(
         self, records: Sequence[Record], report: Path | None, results: Path | None
     ) -> str | None:
         """End the sweep: send what is missing, end what was killed, write the prepared view.
+
+        Runs that some process still trains are left to it; it ends the sweep, too.
 
         Returns the link to the view, or None where MLflow could not be reached.
         """
@@ -116,10 +112,7 @@ class SweepTracking:
         sent = [path for record in records for path in upload.files(record)]
         wait_s = FINISH_S + 2 * len(letters) + upload_s(sent + found)
         job = functools.partial(self._finish, letters=letters, results=found)
-        is_done = self._line.ask(job, wait_s)
-        if is_done:  # nobody writes letters any more
-            remove_parts(self.folder / letter.FOLDER)
-        return self.link if is_done else None
+        return self.link if self._line.ask(job, wait_s) else None
 
     def wait(self, wait_s: float) -> None:
         """Until all that was given so far has been tried, or the time is over."""
@@ -171,15 +164,18 @@ class SweepTracking:
         return self._parent
 
     def _letters(self, records: Sequence[Record]) -> list[tuple[Letter, Record | None]]:
-        """Every run's letter, closed; with its record where it has one."""
+        """Every run's letter, closed, unless it is trained now; with its record, if it has one."""
+        held = _held(self.folder)
         asked = [run.get("run") for run in (read_json(self.folder / SWEEP) or {}).get("runs", [])]
         closed: list[tuple[Letter, Record | None]] = []
         for i, record in enumerate(records):
+            if record.name in held:
+                continue
             one = _closed(self.folder, record, number=i)
             if record.name in asked:  # the sweep may have grown since
                 one = letter.renumbered(one, asked.index(record.name))
             closed.append((one, record))
-        known = {one.key for one, _ in closed}
+        known = {one.key for one, _ in closed}.union(held.values())
         for one in letter.read_letters(self.folder):
             if one.key not in known:
                 closed.append((_stopped(self.folder, one), None))
@@ -200,10 +196,12 @@ class SweepTracking:
             if found is not None and upload.is_complete(found, one, record):
                 upload.rename(store, found, one)
             else:
-                upload.Child().finish(store, self.info, parent, one, record, self._line.uri)
-        upload.close_rest(store, self.info, parent)
-        status = _status(self.folder, letters)
-        upload.end_parent(store, parent, status, results, self._line.uri)
+                child = upload.Child(self._lock)
+                child.finish(store, self.info, parent, one, record, self._line.uri)
+        if not _held(self.folder):  # more may be trained now than then
+            upload.close_rest(store, self.info, parent)
+            status = _status(self.folder, letters)
+            upload.end_parent(store, parent, status, results, self._line.uri)
         try:
             upload.write_view(store, self.info, parent, _metric(letters))
         except Exception as error:
@@ -344,6 +342,13 @@ def _stopped(folder: Path, one: Letter) -> Letter:
         one = letter.ended(one, "running", "It was stopped before its end.", {})
         one.write(folder)
     return one
+
+
+def _held(folder: Path) -> dict[str, str]:
+    """Runs of a sweep that some process trains now, and the keys of their letters."""
+    asked = (read_json(folder / SWEEP) or {}).get("runs", [])
+    held = [run for run in asked if held_by(folder / run["run"] / LOCK)]
+    return {run["run"]: letter.key_of(run["choices"]) for run in held}
 
 
 def _status(folder: Path, letters: Sequence[tuple[Letter, Record | None]]) -> str:

@@ -27,7 +27,7 @@ from graft.record import (
 from graft.tracking import view
 from graft.tracking.client import Store, StoredRun, now_ms
 from graft.tracking.letter import MAX_TAG, MLFLOW_STATUS, Letter, digest, shorten
-from graft.tracking.places import secret, without_secret
+from graft.tracking.places import locked, secret, without_secret
 
 _FILES = (CONFIG, EPOCHS, PREDICTIONS, CHECKPOINT, ENVIRONMENT, RUN, LOG)
 _TEXT = (".yaml", ".json", ".log", ".html", ".csv")
@@ -81,8 +81,13 @@ def _note(info: SweepInfo) -> str:
 
 @dataclass
 class Child:
-    """One run's child in MLflow, as far as this process knows it."""
+    """One run's child in MLflow, as far as this process knows it.
 
+    Attributes:
+        lock: a file; while holding it, one process at a time looks for a child, and makes it.
+    """
+
+    lock: Path
     run: str | None = None
     attempt: int = 0
     sent: set[tuple[str, int]] = field(default_factory=set)
@@ -91,7 +96,8 @@ class Child:
     def follow(self, store: Store, info: SweepInfo, parent: Parent, letter: Letter) -> str:
         """Send what is new: the child itself, its parameters, its epochs. Returns its id."""
         if self.run is None or self.attempt != letter.attempt:
-            self._open(store, info, parent, letter)
+            with locked(self.lock):
+                self._open(store, info, parent, letter)
         assert self.run is not None
         params = {key: value for key, value in letter.params.items() if key not in self.params}
         points = [one for one in letter.points() if (one.key, one.step) not in self.sent]

@@ -211,6 +211,9 @@ class SearchConf:
     conditions: Any = None
     # Dotted path of a function (cfg, trial) that suggests more, as in the official plugin.
     custom_search_space: str | None = None
+    # Dotted path of a function that is given, before the first trial, the configurations of every
+    # choice and of the ends of every range, one by one, and raises where one is not allowed.
+    check: str | None = None
     # Points to begin with: overrides with their values ("lr=1e-3,1e-2 model=a"), a YAML file of
     # points, the folder of an earlier sweep; or a list of these.
     enqueue: Any = None

@@ -67,7 +67,7 @@ class StudySweeper(Sweeper):
                 "There is nothing to search: give a key a range, such as "
                 "'optimizer.lr=tag(log,interval(1e-5,1e-1))', or choices, model=a,b."
             )
-        _check_composes(space, context, config)
+        _check_samples(space, context, config, settings.get("check"))
         _samplers.pruner(settings.pruner)
         _samplers.sampler(settings.sampler, num_trials=0, is_conditional=False)
         _sweep.run(
@@ -91,14 +91,23 @@ def _is_group(context: HydraContext) -> Callable[[str], bool]:
     return is_group
 
 
-def _check_composes(space: "Space", context: HydraContext, config: DictConfig) -> None:
+def _check_samples(
+    space: "Space", context: HydraContext, config: DictConfig, path: str | None
+) -> None:
     """
+    Args:
+        path: of the application's own check.
+
     Raises:
         HydraException: the configuration has no such key, or no such option.
+        Exception: what the application's check has raised.
     """
     lines = dict.fromkeys((*space.fixed, *space.overrides(point)) for point in space.samples())
-    for line in lines:
-        context.config_loader.load_sweep_config(config, list(line))
+    composed = (context.config_loader.load_sweep_config(config, list(line)) for line in lines)
+    if path is not None:
+        _function("check", path)(composed)
+    for _ in composed:
+        pass  # what was not looked at can be composed, too
 
 
 def _custom(
@@ -107,12 +116,7 @@ def _custom(
     """The application's own part of the space."""
     if path is None:
         return None
-    try:
-        function = get_method(path)
-    except Exception as error:
-        raise BadSearch(
-            f"hydra.sweeper.custom_search_space={path}: there is no such function."
-        ) from error
+    function = _function("custom_search_space", path)
     known = {line.lstrip("+").partition("=")[0]: line for line in fixed}
 
     def suggested(trial: Any, point: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,3 +131,11 @@ def _custom(
         return found
 
     return suggested
+
+
+def _function(key: str, path: str) -> Callable[..., Any]:
+    try:
+        found: Callable[..., Any] = get_method(path)
+    except Exception as error:
+        raise BadSearch(f"hydra.sweeper.{key}={path}: there is no such function.") from error
+    return found
