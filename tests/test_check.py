@@ -23,13 +23,15 @@ def test_a_weights_file_that_was_written_anew_is_another_run(
     tiny_config: RunConfig, tmp_path: Path
 ) -> None:
     path = tmp_path / "my.pth"
-    torch.save(mobilenet_v3_small().state_dict(), path)
+    network = mobilenet_v3_small()
+    torch.save(network.state_dict(), path)
     config = replace(tiny_config, model=replace(tiny_config.model, weights=str(path)), epochs=1)
     asked = _asked(config)
     train.train(asked.config, asked.folder, train.load_dataset(asked.config))
     assert finished(asked) is not None and checked([asked])[1] == []
 
-    torch.save(mobilenet_v3_small().state_dict(), path)  # of other random numbers
+    torch.nn.init.ones_(network.features[0][0].weight)
+    torch.save(network.state_dict(), path)
     with pytest.raises(ConfigError, match=r"with other weights: model\.weights=.*my\.pth has"):
         checked([asked])
     allowed = _asked(replace(config, sweep=Sweep(overwrite=True)))

@@ -70,4 +70,6 @@ def _objective(done: Record, name: str) -> float:
     if name == "trainable_parameters":
         return float(done.info["parameters"]["trainable"])
     row = done.epochs.iloc[int(done.info["best_epoch"]) - 1]
-    return float(row.get(name, math.nan))  # not defined on this validation set
+    if name not in row and done.info["metric"] in row:
+        return math.nan  # not defined on this validation set
+    return float(row[name])
