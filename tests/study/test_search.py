@@ -579,6 +579,19 @@ def test_a_search_whose_first_trials_all_fail_is_stopped(search: Any) -> None:
     assert len(ran.jobs) in (10, 11)  # one may have been asked for ahead
 
 
+def test_a_search_whose_first_trials_all_failed_goes_on_once_the_cause_is_mended(
+    search: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_search, "HOPELESS", 2)
+    broken, mended = Ran(fail), Ran()
+    for _ in range(2):  # after the first start it is not mended yet
+        with pytest.raises(SearchFailed, match="No trial completed"):
+            search(broken, X, "n_trials=50", "n_jobs=1")
+    assert len(broken.jobs) == 4
+    found = search(mended, X, "n_trials=6", "n_jobs=1")
+    assert len(mended.jobs) == 2 and found.states == ["fail"] * 4 + ["complete"] * 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "num_jobs", "said"),

@@ -38,7 +38,8 @@ from hydra_plugins.study_sweeper._text import written
 
 log = logging.getLogger(__name__)
 
-# So many trials have failed, and none has completed: something is wrong with all of them.
+# So many trials have failed in this start, and none has ever completed: something is wrong with all
+# of them. Those of earlier starts may have failed of what has been mended since.
 HOPELESS = 10
 
 
@@ -115,14 +116,15 @@ class Search:
         self._may_go_on = False
         self.stopped: str | None = None
         self.problem: str | None = None
-        self._num_before = sum(1 for t in trials.all if counts(t) and t.state.is_finished())
+        # Numbers of trials that ended in earlier starts.
+        self._before = {t.number for t in trials.all if counts(t) and t.state.is_finished()}
 
     @property
     def num_jobs(self) -> int | None:
         """How many jobs this start will run, as far as anybody knows."""
         if self._budget.n_trials is None:
             return None
-        return max(0, self._budget.n_trials - self._num_before) * self._replicates
+        return max(0, self._budget.n_trials - len(self._before)) * self._replicates
 
     # --- out ---------------------------------------------------------------------------------
 
@@ -243,7 +245,8 @@ class Search:
                 f"{num_failed} of {len(counted)} trials failed, more than "
                 f"hydra.sweeper.max_failure_rate={share:g}"
             )
-        if len(counted) == num_failed >= HOPELESS:
+        num_new = sum(1 for t in counted if t.number not in self._before)
+        if len(counted) == num_failed and num_new >= HOPELESS:
             return f"all of the first {num_failed} trials failed"
         return None
 
