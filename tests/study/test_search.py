@@ -261,6 +261,25 @@ def test_a_function_suggests_more(search: Any, own: Own) -> None:
     assert found.search["importances"] is None or len(found.search["importances"][0]) > 1
 
 
+def test_a_study_that_is_gone_is_made_anew_with_what_a_function_has_suggested(
+    search: Any, own: Own
+) -> None:
+    own(HOOK)
+    ran = Ran()
+    first = search(ran, X, "custom_search_space=own.more", "n_trials=3")
+    before = first.points
+    assert any("nested.lr" in point for point in before)
+    # Of one that ran when the study was lost.
+    told = first.search
+    told["trials"][2]["state"] = "running"
+    (first.folder / "search.json").write_text(json.dumps(told))
+    (first.folder / "study.db").unlink()
+    found = search(ran, X, "custom_search_space=own.more", "n_trials=4")
+    assert found.points[:3] == before and len(ran.jobs) == 5
+    again, known = ran.jobs[3], before[2]
+    assert (again.x, again.word) == (known["x"], known["+word"])
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "said"),
     [
