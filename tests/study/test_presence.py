@@ -15,6 +15,7 @@ from optuna.trial import TrialState
 
 from hydra_plugins.study_sweeper import _presence, _storage, _study
 from hydra_plugins.study_sweeper._presence import Presence
+from hydra_plugins.study_sweeper._search import Budget, Search
 from hydra_plugins.study_sweeper._space import space
 
 DRIVER = """
@@ -331,6 +332,37 @@ def test_the_last_trials_of_a_machine_that_speaks_are_left_to_it(
     )  # fmt: skip
     assert trials.reclaim_in_time() == []
     assert next(speaks, None) is None
+
+
+@pytest.fixture
+def finite(own: Presence, study: optuna.Study, tmp_path: Path) -> Search:
+    """A search of a space with one point, which another machine runs as trial 0."""
+    asked = study.ask()
+    asked.suggest_int("x", 1, 1)
+    asked.set_user_attr("driver", "far")
+    one_point = space(["x=range(1,2)"])
+    trials = _study.Trials(study, one_point, own, None, None)
+    return Search(study, trials, one_point, Budget(), presence=own, sweep_dir=tmp_path)
+
+
+def test_the_last_point_of_a_space_is_run_here_once_its_machine_is_dead(
+    study: optuna.Study, finite: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_study, "LOOK_S", 0.1)
+    word_of(study, "far", age_s=_presence.SILENT_S - 0.5)
+    assert [num for num, *_ in finite.more(1)] == [0]
+
+
+def test_the_last_point_of_a_space_is_left_to_a_machine_as_long_as_it_speaks(
+    study: optuna.Study, finite: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    word_of(study, "far", age_s=1)
+    monkeypatch.setattr(_study.time, "sleep", lambda s: word_of(study, "far", age_s=0))
+    assert finite.more(1) == []
+    said = "all 1 points of the space have been evaluated, or run elsewhere: 0"
+    assert finite.stopped == said
+    word_of(study, "far", age_s=2 * _presence.SILENT_S)
+    assert [num for num, *_ in finite.more(1)] == [0]
 
 
 def test_of_two_that_ask_at_once_for_the_last_trial_one_gets_none(

@@ -5,6 +5,7 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.distributions import FloatDistribution, distribution_to_json
 from optuna.trial import TrialState
 
 from hydra_plugins.study_sweeper import _study
@@ -53,6 +54,20 @@ def test_trials_that_had_not_ended_wait_under_their_own_numbers(study: optuna.St
     assert restored(study, *trials) == 2
     assert [t.state.name for t in study.trials] == ["COMPLETE", "WAITING", "COMPLETE", "WAITING"]
     assert study.ask().suggest_float("x", 0, 1) == 0.3
+
+
+@pytest.mark.parametrize("state", ["completed", "pruned", "failed", "running", "waiting"])
+def test_what_a_function_has_added_to_a_point_is_there_again(
+    study: optuna.Study, state: str
+) -> None:
+    lr = FloatDistribution(1e-5, 0.1, log=True)
+    point = {"x": 0.5, "+lr": 0.01}
+    trial = told(0, state) | {"params": point, "distributions": {"+lr": distribution_to_json(lr)}}
+    restored(study, trial)
+    (found,) = study.trials
+    assert _study.counts(found) and found.params == point
+    assert found.distributions == {"x": FloatDistribution(0, 1), "+lr": lr}
+    assert found.state.is_finished() == (state not in ("running", "waiting"))
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,7 @@ def test_the_searchs_file_tells_all_of_it(search: Any) -> None:
             "number": number,
             "state": "completed",
             "params": point,
+            "distributions": {},
             "values": [point["x"] + point["y"]],
             "reason": None,
             "steps": {},

@@ -272,6 +272,25 @@ def test_a_function_suggests_more(search: Any, own: Own) -> None:
     assert found.search["importances"] is None or len(found.search["importances"][0]) > 1
 
 
+def test_a_study_that_is_gone_is_made_anew_with_what_a_function_has_suggested(
+    search: Any, own: Own
+) -> None:
+    own(HOOK)
+    ran = Ran()
+    first = search(ran, X, "custom_search_space=own.more", "n_trials=3")
+    before = first.points
+    assert any("nested.lr" in point for point in before)
+    # Of one that ran when the study was lost.
+    told = first.search
+    told["trials"][2]["state"] = "running"
+    (first.folder / "search.json").write_text(json.dumps(told))
+    (first.folder / "study.db").unlink()
+    found = search(ran, X, "custom_search_space=own.more", "n_trials=4")
+    assert found.points[:3] == before and len(ran.jobs) == 5
+    again, known = ran.jobs[3], before[2]
+    assert (again.x, again.word) == (known["x"], known["+word"])
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "said"),
     [
@@ -588,6 +607,19 @@ def test_a_search_whose_first_trials_all_fail_is_stopped(search: Any) -> None:
     with pytest.raises(SearchFailed, match="No trial completed"):
         search(ran, X, "n_trials=50")
     assert len(ran.jobs) in (10, 11)  # one may have been asked for ahead
+
+
+def test_a_search_whose_first_trials_all_failed_goes_on_once_the_cause_is_mended(
+    search: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_search, "HOPELESS", 2)
+    broken, mended = Ran(fail), Ran()
+    for _ in range(2):  # after the first start it is not mended yet
+        with pytest.raises(SearchFailed, match="No trial completed"):
+            search(broken, X, "n_trials=50", "n_jobs=1")
+    assert len(broken.jobs) == 4
+    found = search(mended, X, "n_trials=6", "n_jobs=1")
+    assert len(mended.jobs) == 2 and found.states == ["fail"] * 4 + ["complete"] * 2
 
 
 @pytest.mark.slow

@@ -19,7 +19,12 @@ from typing import Any
 
 import optuna
 from omegaconf import OmegaConf
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    distribution_to_json,
+)
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -235,12 +240,21 @@ class Results:
             "number": trial.number,
             "state": _STATES[trial.state],
             "params": self._point(trial),
+            "distributions": self._suggested(trial),
             "values": list(trial.values) if trial.state == TrialState.COMPLETE else None,
             "reason": pruned["reason"] if pruned else attrs.get(REASON),
             "steps": {str(step): value for step, value in trial.intermediate_values.items()},
             "seconds": trial.duration.total_seconds() if trial.duration else None,
             "same_as": attrs.get(SAME_AS),
             "folder": attrs.get(FOLDER),
+        }
+
+    def _suggested(self, trial: FrozenTrial) -> dict[str, str]:
+        """The distributions, as Optuna writes them, of what the space has not."""
+        return {
+            key: distribution_to_json(distribution)
+            for key, distribution in trial.distributions.items()
+            if key not in self._space.by_name
         }
 
     def _importances(self) -> list[dict[str, float]] | None:

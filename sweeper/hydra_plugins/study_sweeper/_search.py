@@ -38,7 +38,8 @@ from hydra_plugins.study_sweeper._text import written
 
 log = logging.getLogger(__name__)
 
-# So many trials have failed, and none has completed: something is wrong with all of them.
+# So many trials have failed in this start, and none has ever completed: something is wrong with all
+# of them. Those of earlier starts may have failed of what has been mended since.
 HOPELESS = 10
 
 
@@ -115,14 +116,15 @@ class Search:
         self._may_go_on = False
         self.stopped: str | None = None
         self.problem: str | None = None
-        self._num_before = sum(1 for t in trials.all if counts(t) and t.state.is_finished())
+        # Numbers of trials that ended in earlier starts.
+        self._before = {t.number for t in trials.all if counts(t) and t.state.is_finished()}
 
     @property
     def num_jobs(self) -> int | None:
         """How many jobs this start will run, as far as anybody knows."""
         if self._budget.n_trials is None:
             return None
-        return max(0, self._budget.n_trials - self._num_before) * self._replicates
+        return max(0, self._budget.n_trials - len(self._before)) * self._replicates
 
     # --- out ---------------------------------------------------------------------------------
 
@@ -189,10 +191,9 @@ class Search:
         trials = self._trials.all
         # Those that run elsewhere count, as long as there is somebody who runs them.
         self._may_go_on = False
-        if self._is_full(trials) and not self._reclaimed():
-            return self._full()
-        if self._trials.is_exhausted(trials):
-            return self._exhausted()
+        is_full = self._is_full(trials)
+        if (is_full or self._trials.is_exhausted(trials)) and not self._reclaimed():
+            return self._full() if is_full else self._exhausted()
         if budget.timeout_s is not None and spent >= budget.timeout_s:
             return f"its {budget.timeout_s:g} s are over"
         ended = [trial for trial in trials if counts(trial) and trial.state.is_finished()]
@@ -213,20 +214,23 @@ class Search:
         return bool(trials.reclaim() if self._open else trials.reclaim_in_time())
 
     def _full(self) -> str:
+        return f"its {self._budget.n_trials} trials are done{self._elsewhere()}"
+
+    def _exhausted(self) -> str:
+        count = self._trials.num_points
+        if count is None:
+            return "the sampler proposes only points that have been evaluated"
+        return f"all {count} points of the space have been evaluated{self._elsewhere()}"
+
+    def _elsewhere(self) -> str:
+        """Which trials run elsewhere: the search may go on with these."""
         others = [
             str(trial.number)
             for trial in self._trials.all
             if trial.state == TrialState.RUNNING and trial.number not in self._open
         ]
         self._may_go_on = bool(others)
-        elsewhere = f", or run elsewhere: {', '.join(others)}" if others else ""
-        return f"its {self._budget.n_trials} trials are done{elsewhere}"
-
-    def _exhausted(self) -> str:
-        count = self._trials.num_points
-        if count is None:
-            return "the sampler proposes only points that have been evaluated"
-        return f"all {count} points of the space have been evaluated"
+        return f", or run elsewhere: {', '.join(others)}" if others else ""
 
     def too_many_failures(self) -> str | None:
         """How many trials have failed, if that is more than is allowed."""
@@ -243,7 +247,8 @@ class Search:
                 f"{num_failed} of {len(counted)} trials failed, more than "
                 f"hydra.sweeper.max_failure_rate={share:g}"
             )
-        if len(counted) == num_failed >= HOPELESS:
+        num_new = sum(1 for t in counted if t.number not in self._before)
+        if len(counted) == num_failed and num_new >= HOPELESS:
             return f"all of the first {num_failed} trials failed"
         return None
 

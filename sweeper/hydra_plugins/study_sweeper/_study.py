@@ -418,15 +418,11 @@ def restored(study: optuna.Study, space: Space, trials: Sequence[Mapping[str, An
     study.set_user_attr(_RESTORING, True)
     count = 0
     for told in trials[len(study.get_trials(deepcopy=False)) :]:
-        state = _STATES.get(str(told["state"]))
-        params = dict(told["params"])
         try:
-            if state is None and params:  # it ran, or waited
-                study.enqueue_trial(space.checked(params, ""))
-                continue
-            study.add_trial(_trial(told, state, params, space))
-            count += 1
-        except (BadSearch, ValueError, KeyError, TypeError):
+            trial = _trial(told, space)
+            study.add_trial(trial)
+            count += int(trial.state.is_finished())
+        except (ValueError, KeyError, TypeError):
             empty = {SURPLUS: True, REASON: "its number was another trial's"}
             study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL, user_attrs=empty))
     study.set_user_attr(_RESTORING, False)
@@ -445,16 +441,18 @@ _STATES = {
 }
 
 
-def _trial(
-    told: Mapping[str, Any], state: TrialState | None, params: dict[str, Any], space: Space
-) -> FrozenTrial:
+def _trial(told: Mapping[str, Any], space: Space) -> FrozenTrial:
     """
     Raises:
         ValueError, KeyError: it is not of this space, or never had a point.
     """
-    distributions = {param.name: param.distribution for param in space.params}
-    if state is None or not params:
+    params = dict(told["params"])
+    if not params:
         raise ValueError("it never had a point")
+    state = _STATES.get(str(told["state"]), TrialState.WAITING)  # it ran, or waited
+    # A function of the application may have suggested more than the space has.
+    more = {key: from_json(text) for key, text in (told.get("distributions") or {}).items()}
+    distributions = more | {param.name: param.distribution for param in space.params}
     attrs = {key: told[key] for key in (REASON, FOLDER, SAME_AS) if told.get(key) is not None}
     if attrs.get(REASON) == ONE_TOO_MANY:
         attrs[SURPLUS] = True
