@@ -183,6 +183,15 @@ def test_several_objectives_have_a_front(home: Search) -> None:
     assert "The front" in (home.sweep / "report.html").read_text()
 
 
+def test_a_single_objective_is_one_value_and_is_not_pruned_by_the_metric(home: Search) -> None:
+    home.graft(RATES, "epochs=1", "metric=val_loss", "hydra.sweeper.n_trials=1",
+               "sweep.objectives=[trainable_parameters]")  # fmt: skip
+    found = home.search
+    assert found["objectives"] == [{"name": "trainable_parameters", "direction": "minimize"}]
+    (trial,) = found["trials"]
+    assert trial["values"][0] > 1 and trial["steps"] == {}
+
+
 @pytest.mark.slow
 def test_rates_that_diverge_fail_and_the_others_are_compared(home: Search) -> None:
     home.graft(

@@ -222,7 +222,11 @@ def train_together(jobs: Sequence[DictConfig]) -> "list[sweep.Value | Exception]
     asked = [_asked(job) for job in jobs]
     # Of a search: who may end a run early.
     trials = {one.name: trial.handle(job) for one, job in zip(asked, jobs, strict=True)}
-    judges = {name: own.report for name, own in trials.items() if own is not None}
+    judges = {
+        one.name: own.report
+        for one in asked
+        if (own := trials[one.name]) is not None and _is_judged(one.config)
+    }
     with shown.by(told, is_live=progress.is_live()):
         outcomes = run_array(asked, slot=progress.slot(), judges=judges)
     for one, outcome in zip(asked, outcomes, strict=True):
@@ -230,6 +234,11 @@ def train_together(jobs: Sequence[DictConfig]) -> "list[sweep.Value | Exception]
         if own is not None and not isinstance(outcome, Exception):
             own.has_completed()  # the last epoch, too, was reported
     return [one.value if isinstance(one, Pruned) else one for one in outcomes]
+
+
+def _is_judged(config: RunConfig) -> bool:
+    """Whether what a judge is told, the metric, is what a search looks for."""
+    return config.sweep.objectives in ((), (config.metric,))
 
 
 def ended(job: DictConfig, error: Exception, retry: int) -> None:
