@@ -116,6 +116,15 @@ print(made.optimizer.lr, made.strategy._target_.rpartition(".")[2], made.epochs)
         ([RATES, "hydra.sweeper.n_trials=0"], "n_trials=0"),
         ([RATES, "sweep.objectives=[val_acc]"], "sweep.objectives"),
         (["epochs=1"], "nothing to search"),
+        ([RATES, "metric=val_accuracy,val_loss"], "cannot be searched"),
+        (
+            [RATES, "hydra.sweeper.params={metric: val_loss}"],
+            "the search is to maximize val_accuracy, this trial would be to minimize val_loss",
+        ),
+        (
+            [RATES, "metric=val_loss", "hydra.sweeper.params={loss.label_smoothing: '0.0,0.1'}"],
+            "metric=val_loss cannot choose between runs that differ in loss.label_smoothing",
+        ),
     ],
 )
 def test_a_search_that_cannot_be_is_refused_and_leaves_nothing(

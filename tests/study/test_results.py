@@ -202,6 +202,8 @@ def test_a_study_that_is_gone_is_made_anew_from_the_searchs_file(search: Any) ->
         (X, ["hydra/sweeper/sampler=grid"], "sampler=grid: the space is not finite"),
         (X, ["storage=nosuch://x"], "hydra.sweeper.storage=nosuch://x cannot be used"),
         (X, ["replicates=2", "replicate_key=nothing"], "nothing"),
+        (["name=plain,b"], ["objectives=['${name}']"], "to minimize plain, this trial would be to"),
+        ([*X, "name=b"], ["objectives=['${name}']"], "to minimize plain, this trial would be to"),
     ],
     ids=lambda given: " ".join(given) if isinstance(given, list) else "",
 )

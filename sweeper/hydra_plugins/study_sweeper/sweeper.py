@@ -1,7 +1,7 @@
 """What Hydra builds for `hydra/sweeper=search`; Optuna is imported when a search begins."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -67,7 +67,8 @@ class StudySweeper(Sweeper):
                 "There is nothing to search: give a key a range, such as "
                 "'optimizer.lr=tag(log,interval(1e-5,1e-1))', or choices, model=a,b."
             )
-        _check_composes(space, context, config)
+        for composed in _composed(space, context, config):
+            _sweep.check_goal(asked, composed)
         _samplers.pruner(settings.pruner)
         _samplers.sampler(settings.sampler, num_trials=0, is_conditional=False)
         _sweep.run(
@@ -91,14 +92,15 @@ def _is_group(context: HydraContext) -> Callable[[str], bool]:
     return is_group
 
 
-def _check_composes(space: "Space", context: HydraContext, config: DictConfig) -> None:
-    """
+def _composed(space: "Space", context: HydraContext, config: DictConfig) -> Iterator[DictConfig]:
+    """Jobs' configurations, with every choice and the ends of every range.
+
     Raises:
         HydraException: the configuration has no such key, or no such option.
     """
     lines = dict.fromkeys((*space.fixed, *space.overrides(point)) for point in space.samples())
     for line in lines:
-        context.config_loader.load_sweep_config(config, list(line))
+        yield context.config_loader.load_sweep_config(config, list(line))
 
 
 def _custom(
