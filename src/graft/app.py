@@ -141,6 +141,10 @@ def prepare(jobs: Sequence[DictConfig]) -> Plan:
         BadRequest: everything that can be known to be wrong, of all jobs.
     """
     prepared = _begin(jobs, is_alone=True)
+    # The driver of a search may have died before it had said so.
+    for place in prepared.done if trial.is_of_search(jobs[0]) else ():
+        if (own := trial.handle(jobs[place])) is not None:
+            own.has_completed()
     return Plan(prepared.arrays, prepared.done, prepared.lengths)
 
 
