@@ -335,6 +335,23 @@ def test_a_refused_start_leaves_everything_as_it_was(search: Any) -> None:
     assert len(found.proposed) == 1
 
 
+def test_trials_of_other_objectives_are_not_gone_on_with(search: Any) -> None:
+    ran, two = Ran(), "direction=[minimize,minimize]"
+
+    def task(cfg: Any) -> list[float]:
+        return [ran(cfg), 0.0]
+
+    found = search(task, X, two, "objectives=[cost,size]", "n_trials=1")
+    said = "holds trials of other objectives: they had cost, size; now size, cost."
+    with pytest.raises(BadSearch, match=re.escape(said)):
+        search(task, X, two, "objectives=[size,cost]", "n_trials=2")
+    search(task, X, two, "n_trials=1")  # without names it is the same
+    assert len(ran.jobs) == 1
+    (found.folder / "study.db").unlink()
+    search(task, X, two, "objectives=[size,cost]", "n_trials=1")
+    assert len(ran.jobs) == 2
+
+
 def test_bookkeeping_is_no_part_of_the_best_command(search: Any) -> None:
     settings = ["bookkeeping=[where,nested]", "n_trials=1"]
     found = search(square, [*X, "where=there", "++nested.more=2", "y=3"], *settings)

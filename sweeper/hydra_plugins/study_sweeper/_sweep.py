@@ -49,7 +49,7 @@ class Asked:
             BadSearch: a setting makes no sense.
         """
         directions = _directions(settings)
-        names = [str(name) for name in settings.get("objectives") or ()]
+        names = _given_names(settings)
         if names and len(names) != len(directions):
             raise BadSearch(
                 f"hydra.sweeper.objectives names {len(names)} values, hydra.sweeper.direction has "
@@ -106,6 +106,10 @@ def _directions(settings: DictConfig) -> list[str]:
     return found
 
 
+def _given_names(settings: DictConfig) -> list[str]:
+    return [str(name) for name in settings.get("objectives") or ()]
+
+
 def _numbered(count: int) -> list[str]:
     return [f"value {place}" for place in range(count)]
 
@@ -149,14 +153,15 @@ def run(
     presence, search, write, is_void = None, None, None, False
     try:
         with _storage.explained(address):
-            _study.check_same(study, space, settings.get("bookkeeping") or ())
+            bookkeeping = settings.get("bookkeeping") or ()
+            _study.check_same(study, space, bookkeeping, _given_names(settings))
             presence = Presence(study)
             search = _prepared(asked, space, custom, study, is_new, folder, points, presence)
         results = _results.Results(
             folder, study, space, storage=_storage.in_words(address), names=asked.names,
             n_trials=asked.budget.n_trials, sampler=_name(study.sampler), is_group=is_group,
             choices=OmegaConf.select(config, "hydra.runtime.choices") or (),
-            bookkeeping=settings.get("bookkeeping") or (),
+            bookkeeping=bookkeeping,
         )  # fmt: skip
         write = _quietly(results.write, address)
         search.told = write
@@ -238,7 +243,7 @@ def _prepared(
         replicates=settings.get("replicates") or 1, replicate_key=settings.replicate_key,
         in_turn=_name(study.pruner) == "WilcoxonPruner" and len(study.directions) == 1,
         presence=presence, sweep_dir=folder,
-        names=[str(name) for name in settings.get("objectives") or ()],
+        names=_given_names(settings),
     )  # fmt: skip
 
 
