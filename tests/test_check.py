@@ -5,14 +5,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 from torchvision.models import mobilenet_v3_small
 
-from graft import train
+from graft import app, train
 from graft.config import RunConfig, Sweep
 from graft.errors import ConfigError
 from graft.sweep import Driver
 from graft.sweep.asked import Asked, finished
 from graft.sweep.check import checked
+
+SMOOTHING = "loss.label_smoothing"
+
+
+def composed(*overrides: str) -> DictConfig:
+    """A configuration as Hydra has it."""
+    with initialize_config_dir(app.conf_dir(), version_base="1.3"):
+        return compose("config", list(overrides), return_hydra_config=True)
 
 
 def _asked(config: RunConfig) -> Asked:
@@ -66,3 +76,26 @@ def test_losses_of_different_kinds_choose_nothing(
     with pytest.raises(ConfigError) as caught:
         checked([asked])
     assert said in str(caught.value) and "loss.label_smoothing:" in str(caught.value)
+
+
+PARAMS, CUSTOM = "hydra.sweeper.params=", "hydra.sweeper.custom_search_space=own.more"
+
+
+@pytest.mark.parametrize(
+    ("typed", "setting", "job", "differing"),
+    [
+        ("", "hydra.mode=RUN", "loss=weighted", []),
+        ("", PARAMS + "{loss: weighted, seed: '0,1'}", "loss=weighted seed=0", ["seed"]),
+        ("", PARAMS + "{loss: {label_smoothing: '0,0.1'}}", f"{SMOOTHING}=0", [SMOOTHING]),
+        ("", PARAMS + "{loss.label_smoothing: [0, 0.1]}", f"{SMOOTHING}=0", [SMOOTHING]),
+        (f"{SMOOTHING}=0", PARAMS + "{loss.label_smoothing: '0,1'}", f"{SMOOTHING}=0", []),
+        ("loss=weighted", CUSTOM, "loss=weighted seed=0", ["seed"]),
+        ("seed=0", CUSTOM, f"seed=0 {SMOOTHING}=0", [SMOOTHING]),
+    ],
+)
+def test_what_differs_may_stand_in_a_file_or_be_suggested(
+    monkeypatch: pytest.MonkeyPatch, typed: str, setting: str, job: str, differing: list[str]
+) -> None:
+    always = ["hydra.mode=MULTIRUN", "hydra/sweeper=search", setting]
+    monkeypatch.setattr(app, "_multirun", composed(*always, *typed.split()))
+    assert app._differing([composed(*always, *job.split())]) == differing

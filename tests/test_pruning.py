@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from graft import progress, train
+from graft import app, progress, train
 from graft.config import Adam, RandomCrop, RunConfig
 from graft.config import Sweep as SweepConfig
 from graft.errors import Pruned, RunError
@@ -21,9 +22,10 @@ from graft.fit import checkpoint
 from graft.record import CHECKPOINT, EPOCHS, LOG, PREDICTIONS, RESUME, Record, read_run
 from graft.run import Judge, Member
 from graft.strategies import FineTune, HeadOnly
-from graft.sweep import Asked
+from graft.sweep import Asked, Prepared
 from graft.sweep.asked import finished
 from graft.sweep.work import run_array
+from hydra_plugins.study_sweeper import trial
 
 WHY = "it is among the worse half"
 RATES = (1e-2, 1e-3, 1e-4)
@@ -287,6 +289,24 @@ def test_of_the_epochs_before_the_last_one_counts(base: RunConfig, often: None) 
     """It went on behind the others: nobody objected then."""
     gone_after_two(base, 1e-2)
     assert isinstance(one(base, Judgement(at=[1])), float)
+
+
+def test_a_run_that_is_done_already_has_completed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last epoch may have been objected to, and its driver have died before it could answer."""
+    jobs, completed = [OmegaConf.create({"name": name}) for name in "abc"], []
+
+    class Trial:
+        def __init__(self, job: Any) -> None:
+            self.job = job
+
+        def has_completed(self) -> None:
+            completed.append(self.job.name)
+
+    monkeypatch.setattr(app, "_begin", lambda jobs, is_alone: Prepared([[0]], {1: 0.5, 2: 0.5}))
+    monkeypatch.setattr(trial, "is_of_search", lambda job: True)
+    monkeypatch.setattr(trial, "handle", lambda job: None if job.name == "c" else Trial(job))
+    assert app.prepare(jobs).done == {1: 0.5, 2: 0.5}
+    assert completed == ["b"]
 
 
 @pytest.mark.parametrize("way", ["stacked", pytest.param("live tails", marks=pytest.mark.slow)])

@@ -118,6 +118,15 @@ print(made.optimizer.lr, made.strategy._target_.rpartition(".")[2], made.epochs)
         ([RATES, "hydra.sweeper.n_trials=0"], "n_trials=0"),
         ([RATES, "sweep.objectives=[val_acc]"], "sweep.objectives"),
         (["epochs=1"], "nothing to search"),
+        ([RATES, "metric=val_accuracy,val_loss"], "cannot be searched"),
+        (
+            [RATES, "hydra.sweeper.params={metric: val_loss}"],
+            "the search is to maximize val_accuracy, this trial would be to minimize val_loss",
+        ),
+        (
+            [RATES, "metric=val_loss", "hydra.sweeper.params={loss.label_smoothing: '0.0,0.1'}"],
+            "metric=val_loss cannot choose between runs that differ in loss.label_smoothing",
+        ),
     ],
 )
 def test_a_search_that_cannot_be_is_refused_and_leaves_nothing(
@@ -183,6 +192,15 @@ def test_several_objectives_have_a_front(home: Search) -> None:
     sizes = {t["params"]["strategy"]: t["values"][1] for t in found["trials"]}
     assert sizes["head_only"] < sizes["fine_tune"]
     assert "The front" in (home.sweep / "report.html").read_text()
+
+
+def test_a_single_objective_is_one_value_and_is_not_pruned_by_the_metric(home: Search) -> None:
+    home.graft(RATES, "epochs=1", "metric=val_loss", "hydra.sweeper.n_trials=1",
+               "sweep.objectives=[trainable_parameters]")  # fmt: skip
+    found = home.search
+    assert found["objectives"] == [{"name": "trainable_parameters", "direction": "minimize"}]
+    (trial,) = found["trials"]
+    assert trial["values"][0] > 1 and trial["steps"] == {}
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
@@ -162,6 +163,10 @@ def prepare(jobs: Sequence[DictConfig]) -> Plan:
         BadRequest: everything that can be known to be wrong, of all jobs.
     """
     prepared = _begin(jobs, is_alone=True)
+    # The driver of a search may have died before it had said so.
+    for place in prepared.done if trial.is_of_search(jobs[0]) else ():
+        if (own := trial.handle(jobs[place])) is not None:
+            own.has_completed()
     return Plan(prepared.arrays, prepared.done, prepared.lengths)
 
 
@@ -182,6 +187,8 @@ def _begin(jobs: Sequence[DictConfig], *, is_alone: bool) -> "sweep.Prepared":
     try:
         if problems:
             raise ConfigError("\n".join(problems))
+        axes = tuple(_differing(jobs))  # a file may have said so
+        asked = [replace(one, config=_with_axes(one.config, axes)) for one in asked]
         if asked[0].config.sweep.dry_run:
             return _dry_run(asked, first, names)
         _driver, prepared = sweep.prepare(
@@ -191,6 +198,10 @@ def _begin(jobs: Sequence[DictConfig], *, is_alone: bool) -> "sweep.Prepared":
         _remove_traces(first, names)
         raise
     return prepared
+
+
+def _with_axes(config: RunConfig, axes: tuple[str, ...]) -> RunConfig:
+    return replace(config, sweep=replace(config.sweep, axes=axes))
 
 
 def _dry_run(
@@ -243,7 +254,11 @@ def train_together(jobs: Sequence[DictConfig]) -> "list[sweep.Value | Exception]
     asked = [_asked(job) for job in jobs]
     # Of a search: who may end a run early.
     trials = {one.name: trial.handle(job) for one, job in zip(asked, jobs, strict=True)}
-    judges = {name: own.report for name, own in trials.items() if own is not None}
+    judges = {
+        one.name: own.report
+        for one in asked
+        if (own := trials[one.name]) is not None and _is_judged(one.config)
+    }
     with shown.by(told, is_live=progress.is_live()):
         outcomes = run_array(asked, slot=progress.slot(), judges=judges)
     for one, outcome in zip(asked, outcomes, strict=True):
@@ -251,6 +266,11 @@ def train_together(jobs: Sequence[DictConfig]) -> "list[sweep.Value | Exception]
         if own is not None and not isinstance(outcome, Exception):
             own.has_completed()  # the last epoch, too, was reported
     return [one.value if isinstance(one, Pruned) else one for one in outcomes]
+
+
+def _is_judged(config: RunConfig) -> bool:
+    """Whether what a judge is told, the metric, is what a search looks for."""
+    return config.sweep.objectives in ((), (config.metric,))
 
 
 def ended(job: DictConfig, error: Exception, retry: int) -> None:
@@ -388,10 +408,8 @@ def _refuse_code(overrides: Sequence[str]) -> None:
 def _axes(cfg: DictConfig) -> list[str]:
     """Keys that tell the runs of a sweep apart, in the order in which they were typed."""
     axes = list(cfg.sweep.axes)
-    sweeper = OmegaConf.select(cfg, "hydra.sweeper") or {}
-    is_sweep = OmegaConf.select(cfg, "hydra.mode") == hydra.types.RunMode.MULTIRUN
-    if is_sweep:
-        axes += [key.lstrip("+") for key in _leaves(sweeper.get("params") or {})]
+    if (sweeper := _sweeper(cfg)) is not None:
+        axes += _leaves(sweeper.get("params") or {})
         if sweeper.get("replicates", 1) > 1:
             axes.append(sweeper["replicate_key"])
         if sweeper.get("custom_search_space") is not None:
@@ -402,12 +420,41 @@ def _axes(cfg: DictConfig) -> list[str]:
     return axes or [key for key in _overrides(cfg) if not naming.is_bookkeeping(key)]
 
 
-def _leaves(section: Any, prefix: str = "") -> list[str]:
-    """The keys of what a section holds: `optimizer.lr`, be it written in one line or in two."""
-    found = []
+def _differing(jobs: Sequence[DictConfig]) -> list[str]:
+    """Keys that do not have one value in all runs of the sweep."""
+    axes = list(jobs[0].sweep.axes)
+    sweeper = _sweeper(jobs[0])
+    if sweeper is None:
+        return axes
+    params = _leaves(sweeper.get("params") or {})
+    more = [key for key, value in params.items() if _is_swept(key, value)]
+    # What a function suggests is all that was not typed; elsewhere that is not known.
+    if sweeper.get("custom_search_space") is not None and _multirun is not None:
+        more += [key for job in jobs for key in _overrides(job) if key not in params]
+    given = {} if _multirun is None else _overrides(_multirun)
+    return list(dict.fromkeys([*axes, *(key for key in more if key not in given)]))
+
+
+def _sweeper(cfg: DictConfig) -> Any:
+    """Settings of the sweeper; None: it is a single run."""
+    is_sweep = OmegaConf.select(cfg, "hydra.mode") == hydra.types.RunMode.MULTIRUN
+    return (OmegaConf.select(cfg, "hydra.sweeper") or {}) if is_sweep else None
+
+
+def _is_swept(key: str, value: Any) -> bool:
+    if OmegaConf.is_list(value):  # choices, in a search
+        return True
+    (override,) = OverridesParser.create().parse_overrides([f"{key}={value}"])
+    return override.is_sweep_override()
+
+
+def _leaves(section: Any, prefix: str = "") -> dict[str, Any]:
+    """What a section holds: `optimizer.lr` and its value, be it written in one line or in two."""
+    found: dict[str, Any] = {}
     for key, value in section.items():
         is_section = OmegaConf.is_dict(value)
-        found += _leaves(value, f"{prefix}{key}.") if is_section else [f"{prefix}{key}"]
+        name = f"{prefix}{key}".lstrip("+")
+        found |= _leaves(value, f"{name}.") if is_section else {name: value}
     return found
 
 

@@ -203,6 +203,8 @@ def test_a_study_that_is_gone_is_made_anew_from_the_searchs_file(search: Any) ->
         (X, ["hydra/sweeper/sampler=grid"], "sampler=grid: the space is not finite"),
         (X, ["storage=nosuch://x"], "hydra.sweeper.storage=nosuch://x cannot be used"),
         (X, ["replicates=2", "replicate_key=nothing"], "nothing"),
+        (["name=plain,b"], ["objectives=['${name}']"], "to minimize plain, this trial would be to"),
+        ([*X, "name=b"], ["objectives=['${name}']"], "to minimize plain, this trial would be to"),
     ],
     ids=lambda given: " ".join(given) if isinstance(given, list) else "",
 )
@@ -332,6 +334,23 @@ def test_a_refused_start_leaves_everything_as_it_was(search: Any) -> None:
     kept = {name: (found.folder / name).read_bytes() for name in before if name != "study.db"}
     assert kept == {name: before[name] for name in kept}
     assert len(found.proposed) == 1
+
+
+def test_trials_of_other_objectives_are_not_gone_on_with(search: Any) -> None:
+    ran, two = Ran(), "direction=[minimize,minimize]"
+
+    def task(cfg: Any) -> list[float]:
+        return [ran(cfg), 0.0]
+
+    found = search(task, X, two, "objectives=[cost,size]", "n_trials=1")
+    said = "holds trials of other objectives: they had cost, size; now size, cost."
+    with pytest.raises(BadSearch, match=re.escape(said)):
+        search(task, X, two, "objectives=[size,cost]", "n_trials=2")
+    search(task, X, two, "n_trials=1")  # without names it is the same
+    assert len(ran.jobs) == 1
+    (found.folder / "study.db").unlink()
+    search(task, X, two, "objectives=[size,cost]", "n_trials=1")
+    assert len(ran.jobs) == 2
 
 
 def test_bookkeeping_is_no_part_of_the_best_command(search: Any) -> None:

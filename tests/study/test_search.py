@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from hydra_plugins.study_sweeper import _search
 from hydra_plugins.study_sweeper._errors import SearchFailed
-from hydra_plugins.study_sweeper.trial import report
+from hydra_plugins.study_sweeper.trial import handle, report
 
 X = ["x=interval(-1,1)"]
 
@@ -357,6 +357,24 @@ def test_several_jobs_are_pruned_by_the_mean_of_what_they_report(search: Any) ->
     assert trials[3].intermediate_values == {1: 3.0, 2: 6.0}
     assert trials[7].intermediate_values == {1: 7.0, 2: 14.0}
     assert told == [(7, 1, 2)]  # not the 11 of the second job's first step, nor its 8 before
+
+
+def test_a_trial_is_pruned_unless_all_of_its_jobs_come_to_their_end(search: Any) -> None:
+    """Its second job objects for both; `name` says which of them ends early."""
+    jobs: list[Any] = []
+
+    def task(cfg: Any) -> float:
+        jobs.append(handle())
+        jobs[-1].report(1, 9.0)
+        if cfg.seed == 1:
+            for place in {"none": (0, 1), "first": (1,), "second": (0,)}[cfg.name]:
+                jobs[-2:][place].has_completed()
+        return 1.0
+
+    settings = ["hydra/sweeper/pruner=threshold", "pruner.upper=8", "replicates=2", "n_trials=3"]
+    found = search(task, ["name=none,first,second"], *settings)
+    states = {trial.params["name"]: trial.state.name for trial in found.trials}
+    assert states == {"none": "COMPLETE", "first": "PRUNED", "second": "PRUNED"}
 
 
 @pytest.mark.parametrize(

@@ -56,11 +56,10 @@ def finished(asked: Asked) -> Record | None:
 
 
 def value(asked: Asked, done: Record) -> Value:
-    """The selection metric at the best epoch; with `sweep.objectives`, a value for each of them."""
-    names = asked.config.sweep.objectives
-    if names:
-        return [_objective(done, name) for name in names]
-    return _objective(done, str(done.info["metric"]))
+    """The metric that selects, at the best epoch, or what `sweep.objectives` names, one or more."""
+    names = asked.config.sweep.objectives or (str(done.info["metric"]),)
+    values = [_objective(done, name) for name in names]
+    return values if len(values) > 1 else values[0]
 
 
 def _objective(done: Record, name: str) -> float:

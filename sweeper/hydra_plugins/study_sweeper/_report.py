@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 # Attributes of a trial.
 PRUNED = "pruned"  # {"step":, "reason":}
+COMPLETED = "job {job} completed"  # whatever the pruner says
 # How long a job leaves a study alone that has failed: to find out may take it as long as a lock.
 LOST_S = 60.0
 _lost_until: "weakref.WeakKeyDictionary[optuna.Study, float]" = weakref.WeakKeyDictionary()
@@ -89,8 +90,7 @@ class Handle:
         """The job came to its end, though it was to stop: there was nothing left to be saved."""
         try:
             trial = trial_of(self._study, self._number)
-            if self._study._storage.get_trial(trial._trial_id).user_attrs.get(PRUNED) is not None:
-                trial.set_user_attr(PRUNED, None)
+            trial.set_user_attr(COMPLETED.format(job=self._job), True)
         except Exception as error:
             log.warning("The search's study has failed: %s", error)
 

@@ -36,6 +36,7 @@ from hydra_plugins.study_sweeper._study import (
     SAME_AS,
     counts,
     fixed_of,
+    objectives_of,
     params_of,
     section,
 )
@@ -82,7 +83,19 @@ def told_of(folder: Path, study: optuna.Study) -> list[dict[str, Any]]:
     if found.get("fixed", fixed_of(study)) != fixed_of(study):
         log.warning("%s tells of trials of other settings: they are left", folder / SEARCH)
         return []
+    if not _has_objectives_of(study, found.get("objectives")):
+        log.warning("%s tells of trials of other objectives: they are left", folder / SEARCH)
+        return []
     return trials
+
+
+def _has_objectives_of(study: optuna.Study, told: Any) -> bool:
+    if told is None:
+        return True
+    names = objectives_of(study)
+    directions = [direction.name.lower() for direction in study.directions]
+    is_named = not names or [one["name"] for one in told] == names
+    return is_named and [one["direction"] for one in told] == directions
 
 
 def best_of(study: optuna.Study) -> list[FrozenTrial]:

@@ -23,7 +23,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hydra_plugins.study_sweeper._presence import Presence
-from hydra_plugins.study_sweeper._report import PRUNED, trial_of
+from hydra_plugins.study_sweeper._report import COMPLETED, PRUNED, trial_of
 from hydra_plugins.study_sweeper._space import Point, Space
 from hydra_plugins.study_sweeper._storage import awaited
 from hydra_plugins.study_sweeper._study import (
@@ -310,6 +310,9 @@ class Search:
             trial.set_user_attr(FOLDER, one.folder)
         errors = [value for value in one.values.values() if isinstance(value, BaseException)]
         pruned = known.user_attrs.get(PRUNED)
+        jobs = range(self._replicates)
+        if all(COMPLETED.format(job=job) in known.user_attrs for job in jobs):
+            pruned = None  # nothing was left to be saved
         if pruned is None and errors and _is_pruning(errors[0]):
             pruned = {"step": None, "reason": str(errors[0]) or "the job says so"}
             errors = []

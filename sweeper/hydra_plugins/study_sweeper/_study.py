@@ -50,7 +50,8 @@ LOOK_S = 1.0
 # In an infinite space: a sampler that proposes nothing new so often has nothing left to propose.
 MAX_REPEATED = 100
 
-_SPACE, _FIXED, _RESTORING = "space", "fixed", "restoring"  # attributes of the study
+# Attributes of the study.
+_SPACE, _FIXED, _OBJECTIVES, _RESTORING = "space", "fixed", "objectives", "restoring"
 
 
 def created(
@@ -85,14 +86,17 @@ def created(
     return study, is_new
 
 
-def check_same(study: optuna.Study, space: Space, bookkeeping: Sequence[str] = ()) -> None:
+def check_same(
+    study: optuna.Study, space: Space, bookkeeping: Sequence[str] = (), names: Sequence[str] = ()
+) -> None:
     """That a study can go on with a space, and note it in there.
 
     Args:
         bookkeeping: sections of the configuration that say where or how fast, and may change.
+        names: of the objectives, where they were given.
 
     Raises:
-        BadSearch: its trials were of other settings, or its choices were others.
+        BadSearch: its trials were of other settings or objectives, or its choices were others.
     """
     known = {key: from_json(text) for key, text in study.user_attrs.get(_SPACE, {}).items()}
     for param in space.params:
@@ -114,14 +118,27 @@ def check_same(study: optuna.Study, space: Space, bookkeeping: Sequence[str] = (
             f"{_changed(before, now)}. "
             "Name another study: hydra.sweeper.study_name=..., or another sweep."
         )
+    had = objectives_of(study)
+    if had and names and had != list(names) and study.get_trials(deepcopy=False):
+        raise BadSearch(
+            f"The study {study.study_name} holds trials of other objectives: they had "
+            f"{', '.join(had)}; now {', '.join(names)}. "
+            "Name another study: hydra.sweeper.study_name=..., or another sweep."
+        )
     texts = {p.name: distribution_to_json(p.distribution) for p in space.params}
     study.set_user_attr(_SPACE, texts)
     study.set_user_attr(_FIXED, now)
+    study.set_user_attr(_OBJECTIVES, list(names) or had)
 
 
 def fixed_of(study: optuna.Study) -> list[str]:
     """The overrides that all of its trials have, sorted."""
     return list(study.user_attrs.get(_FIXED) or ())
+
+
+def objectives_of(study: optuna.Study) -> list[str]:
+    """What its values are called; nothing where that was never said."""
+    return list(study.user_attrs.get(_OBJECTIVES) or ())
 
 
 def section(override: str) -> str:

@@ -49,7 +49,7 @@ class Asked:
             BadSearch: a setting makes no sense.
         """
         directions = _directions(settings)
-        names = [str(name) for name in settings.get("objectives") or ()]
+        names = _given_names(settings)
         if names and len(names) != len(directions):
             raise BadSearch(
                 f"hydra.sweeper.objectives names {len(names)} values, hydra.sweeper.direction has "
@@ -69,10 +69,32 @@ class Asked:
         return cls(settings, directions, names, Budget(timeout_s=timeout_s, max_failure_rate=rate,
                                                        **limits))  # fmt: skip
 
+    @property
+    def goal(self) -> str:
+        """What it looks for, in words: "minimize loss, maximize accuracy"."""
+        pairs = zip(self.directions, self.names, strict=True)
+        return ", ".join(f"{direction} {name}" for direction, name in pairs)
+
+
+def check_goal(asked: Asked, job: DictConfig) -> None:
+    """That a job looks for what the search looks for, where that depends on other settings.
+
+    Raises:
+        BadSearch: it does not.
+    """
+    own = Asked.of(job.hydra.sweeper).goal
+    if own != asked.goal:
+        raise BadSearch(
+            f"{' '.join(job.hydra.overrides.task)}: the search is to {asked.goal}, this trial "
+            f"would be to {own}. What decides that cannot be searched, and is set outside "
+            "hydra.sweeper.params."
+        )
+
 
 def _directions(settings: DictConfig) -> list[str]:
     asked = settings.get("directions") or settings.get("direction")
-    several = [asked] if isinstance(asked, str) or not OmegaConf.is_list(asked) else list(asked)
+    is_list = isinstance(asked, Sequence) and not isinstance(asked, str)
+    several = list(asked) if is_list else [asked]
     found = [str(getattr(one, "name", one)).lower() for one in several]
     for one in found:
         if one not in _DIRECTIONS:
@@ -82,6 +104,10 @@ def _directions(settings: DictConfig) -> list[str]:
     if not found:
         raise BadSearch("hydra.sweeper.direction is an empty list.")
     return found
+
+
+def _given_names(settings: DictConfig) -> list[str]:
+    return [str(name) for name in settings.get("objectives") or ()]
 
 
 def _numbered(count: int) -> list[str]:
@@ -127,14 +153,15 @@ def run(
     presence, search, write, is_void = None, None, None, False
     try:
         with _storage.explained(address):
-            _study.check_same(study, space, settings.get("bookkeeping") or ())
+            bookkeeping = settings.get("bookkeeping") or ()
+            _study.check_same(study, space, bookkeeping, _given_names(settings))
             presence = Presence(study)
             search = _prepared(asked, space, custom, study, is_new, folder, points, presence)
         results = _results.Results(
             folder, study, space, storage=_storage.in_words(address), names=asked.names,
             n_trials=asked.budget.n_trials, sampler=_name(study.sampler), is_group=is_group,
             choices=OmegaConf.select(config, "hydra.runtime.choices") or (),
-            bookkeeping=settings.get("bookkeeping") or (),
+            bookkeeping=bookkeeping,
         )  # fmt: skip
         write = _quietly(results.write, address)
         search.told = write
@@ -216,7 +243,7 @@ def _prepared(
         replicates=settings.get("replicates") or 1, replicate_key=settings.replicate_key,
         in_turn=_name(study.pruner) == "WilcoxonPruner" and len(study.directions) == 1,
         presence=presence, sweep_dir=folder,
-        names=[str(name) for name in settings.get("objectives") or ()],
+        names=_given_names(settings),
     )  # fmt: skip
 
 
@@ -277,9 +304,8 @@ def _say_what(asked: Asked, space: Space, points: Sequence[Any], address: Any, n
         print(f"  {param.key}: {param.distribution}{when}")
     print(f"  fixed: {' '.join(space.fixed) or 'nothing'}")
     print(f"  sampler {_short(settings.sampler)}, pruner {_short(settings.pruner)}")
-    goals = ", ".join(f"{d} {n}" for n, d in zip(asked.names, asked.directions, strict=True))
     each = f" of {settings.replicates} jobs each" if settings.replicates > 1 else ""
-    print(f"  {goals}; at most {budget.n_trials or 'any number of'} trials{each}")
+    print(f"  {asked.goal}; at most {budget.n_trials or 'any number of'} trials{each}")
     every = space.points()
     if every is not None:
         print(f"  the space has {len(list(every))} points")

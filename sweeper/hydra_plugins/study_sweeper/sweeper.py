@@ -1,7 +1,7 @@
 """What Hydra builds for `hydra/sweeper=search`; Optuna is imported when a search begins."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -16,6 +16,7 @@ from hydra_plugins.study_sweeper._errors import BadSearch
 
 if TYPE_CHECKING:
     from hydra_plugins.study_sweeper._space import Space
+    from hydra_plugins.study_sweeper._sweep import Asked
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class StudySweeper(Sweeper):
                 "There is nothing to search: give a key a range, such as "
                 "'optimizer.lr=tag(log,interval(1e-5,1e-1))', or choices, model=a,b."
             )
-        _check_samples(space, context, config, settings.get("check"))
+        _check_samples(_composed(space, context, config, asked), settings.get("check"))
         _samplers.pruner(settings.pruner)
         _samplers.sampler(settings.sampler, num_trials=0, is_conditional=False)
         _sweep.run(
@@ -91,22 +92,36 @@ def _is_group(context: HydraContext) -> Callable[[str], bool]:
     return is_group
 
 
-def _check_samples(
-    space: "Space", context: HydraContext, config: DictConfig, path: str | None
-) -> None:
-    """
-    Args:
-        path: of the application's own check.
+def _composed(
+    space: "Space", context: HydraContext, config: DictConfig, asked: "Asked"
+) -> Iterator[DictConfig]:
+    """Jobs' configurations, with every choice and the ends of every range.
 
     Raises:
         HydraException: the configuration has no such key, or no such option.
-        Exception: what the application's check has raised.
+        BadSearch: one of them would look for something else.
     """
+    from hydra_plugins.study_sweeper._sweep import check_goal
+
     lines = dict.fromkeys((*space.fixed, *space.overrides(point)) for point in space.samples())
-    composed = (context.config_loader.load_sweep_config(config, list(line)) for line in lines)
+    for line in lines:
+        composed = context.config_loader.load_sweep_config(config, list(line))
+        check_goal(asked, composed)
+        yield composed
+
+
+def _check_samples(samples: Iterator[DictConfig], path: str | None) -> None:
+    """Each can be composed, and is what the application's own check allows.
+
+    Args:
+        path: of that check.
+
+    Raises:
+        Exception: what it has raised.
+    """
     if path is not None:
-        _function("check", path)(composed)
-    for _ in composed:
+        _function("check", path)(samples)
+    for _ in samples:
         pass  # what was not looked at can be composed, too
 
 
