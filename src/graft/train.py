@@ -510,7 +510,8 @@ class _Watcher:
         self.flush()
         with self._pace.writing():
             for learner in learners:
-                self._runs[learner].keep(learner.state(), self._fit_s())
+                if learner.error is None:  # else its rows could not be written
+                    self._runs[learner].keep(learner.state(), self._fit_s())
 
     def _fit_s(self) -> float:
         """Each run's share of the time till now."""
