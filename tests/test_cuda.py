@@ -55,7 +55,11 @@ def test_a_driver_is_asked_without_pytorch(tmp_path: Path) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", ["cuda:2", "cuda:", "cuda:01", "cuda:-1", "cuda:\u0661"])
+@pytest.mark.parametrize(
+    "name",
+    ["cuda:2", "cuda:01",
+     *(pytest.param(n, marks=pytest.mark.slow) for n in ("cuda:", "cuda:-1", "cuda:\u0661"))],
+)  # fmt: skip
 def test_a_name_that_pytorch_refuses_is_refused(tmp_path: Path, name: str) -> None:
     lines = f"""
 from graft.errors import ConfigError

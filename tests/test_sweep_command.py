@@ -214,7 +214,7 @@ print("driver:", code, [name for name in ("torch", "torchvision") if name in sys
 """
 
 
-@pytest.mark.parametrize("device", ["auto", "cpu"])
+@pytest.mark.parametrize("device", ["auto", pytest.param("cpu", marks=pytest.mark.slow)])
 def test_a_driver_needs_no_pytorch_from_the_check_to_the_report(
     home: Home, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

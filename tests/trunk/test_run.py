@@ -154,7 +154,7 @@ def test_on_a_gpu_only_a_lone_picture_is_filled_up() -> None:
         assert module.sizes == parts
 
 
-@pytest.mark.parametrize("num_threads", ["1", "2"])
+@pytest.mark.parametrize("num_threads", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_real_kernels_that_round_otherwise_for_few_pictures_change_nothing(
     num_threads: str,
 ) -> None:
