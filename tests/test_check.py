@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from torchvision.models import mobilenet_v3_small
 
 from graft import app, train
+from graft import composed as of_sweep
 from graft.config import RunConfig, Sweep
 from graft.errors import ConfigError
 from graft.sweep import Driver
@@ -94,8 +95,8 @@ PARAMS, CUSTOM = "hydra.sweeper.params=", "hydra.sweeper.custom_search_space=own
     ],
 )
 def test_what_differs_may_stand_in_a_file_or_be_suggested(
-    monkeypatch: pytest.MonkeyPatch, typed: str, setting: str, job: str, differing: list[str]
+    typed: str, setting: str, job: str, differing: list[str]
 ) -> None:
     always = ["hydra.mode=MULTIRUN", "hydra/sweeper=search", setting]
-    monkeypatch.setattr(app, "_multirun", composed(*always, *typed.split()))
-    assert app._differing([composed(*always, *job.split())]) == differing
+    jobs = [composed(*always, *job.split())]
+    assert of_sweep.differing(jobs, composed(*always, *typed.split())) == differing

@@ -1,4 +1,4 @@
-"""The command `graft`: Hydra composes, a typed configuration goes on. Nothing else knows Hydra.
+"""The command `graft`: Hydra composes, a typed configuration goes on. Behind it nobody knows Hydra.
 
     graft -m strategy=head_only,fine_tune optimizer.lr=1e-3,1e-4
       main             names the sweep after what was typed, hands over to Hydra, sets the exit code
@@ -39,10 +39,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from graft import naming, tracking
+from graft import composed, naming, tracking
 from graft import progress as shown
 from graft.collector import importing
-from graft.config import OBJECTIVES, RunConfig, from_dict, keys, nearest
+from graft.config import RunConfig, from_dict, keys, nearest
 from graft.errors import BadRequest, ConfigError, GraftError, Pruned
 from hydra_plugins.gpu_launcher import progress
 from hydra_plugins.gpu_launcher.ends import NoResult, TimedOut, Untold
@@ -182,12 +182,12 @@ def _begin(jobs: Sequence[DictConfig], *, is_alone: bool) -> "sweep.Prepared":
     asked: list[sweep.Asked] = []
     problems: list[str] = []
     for job in jobs:
-        names.append(_run_name(job))
+        names.append(composed.run_name(job))
         _ask(job, asked, problems)
     try:
         if problems:
             raise ConfigError("\n".join(problems))
-        axes = tuple(_differing(jobs))  # a file may have said so
+        axes = tuple(composed.differing(jobs, _multirun))  # a file may have said so
         asked = [replace(one, config=_with_axes(one.config, axes)) for one in asked]
         if asked[0].config.sweep.dry_run:
             return _dry_run(asked, first, names)
@@ -246,7 +246,7 @@ def train_together(jobs: Sequence[DictConfig]) -> "list[sweep.Value | Exception]
     from graft.sweep.work import run_array
 
     # A single run has no number.
-    numbers = {_run_name(job): OmegaConf.select(job, "hydra.job.num") for job in jobs}
+    numbers = {composed.run_name(job): OmegaConf.select(job, "hydra.job.num") for job in jobs}
 
     def told(name: str | None, share: float, text: str) -> None:
         progress.tell(None if name is None else numbers.get(name), share, text)
@@ -281,7 +281,7 @@ def ended(job: DictConfig, error: Exception, retry: int) -> None:
     try:
         _driver.failed(_asked(job), status, str(error), is_final=not retry)
     except BadRequest:  # that is what it has failed of
-        _driver.refused(_run_name(job), _choices(job), str(error))
+        _driver.refused(composed.run_name(job), composed.choices(job), str(error))
 
 
 def _ask(job: DictConfig, asked: "list[sweep.Asked]", problems: list[str]) -> None:
@@ -295,7 +295,7 @@ def _ask(job: DictConfig, asked: "list[sweep.Asked]", problems: list[str]) -> No
 def _asked(job: DictConfig) -> "sweep.Asked":
     from graft import sweep
 
-    return sweep.Asked(_run_name(job), _choices(job), typed(job))
+    return sweep.Asked(composed.run_name(job), composed.choices(job), typed(job))
 
 
 def _remove_traces(job: DictConfig, names: Sequence[str]) -> None:
@@ -403,108 +403,6 @@ def _refuse_code(overrides: Sequence[str]) -> None:
                 f"{key}={value} is not allowed: it names code to run. Choose an option instead, "
                 "such as hydra/launcher=basic."
             )
-
-
-def _axes(cfg: DictConfig) -> list[str]:
-    """Keys that tell the runs of a sweep apart, in the order in which they were typed."""
-    axes = list(cfg.sweep.axes)
-    if (sweeper := _sweeper(cfg)) is not None:
-        axes += _leaves(sweeper.get("params") or {})
-        if sweeper.get("replicates", 1) > 1:
-            axes.append(sweeper["replicate_key"])
-        if sweeper.get("custom_search_space") is not None:
-            axes += [key for key in _overrides(cfg) if not naming.is_bookkeeping(key)]
-    # A condition of a search may leave one out.
-    given = _overrides(cfg)
-    axes = [key for key in dict.fromkeys(axes) if key in given or _is_key(cfg, key)]
-    return axes or [key for key in _overrides(cfg) if not naming.is_bookkeeping(key)]
-
-
-def _differing(jobs: Sequence[DictConfig]) -> list[str]:
-    """Keys that do not have one value in all runs of the sweep."""
-    axes = list(jobs[0].sweep.axes)
-    sweeper = _sweeper(jobs[0])
-    if sweeper is None:
-        return axes
-    params = _leaves(sweeper.get("params") or {})
-    more = [key for key, value in params.items() if _is_swept(key, value)]
-    # What a function suggests is all that was not typed; elsewhere that is not known.
-    if sweeper.get("custom_search_space") is not None and _multirun is not None:
-        more += [key for job in jobs for key in _overrides(job) if key not in params]
-    given = {} if _multirun is None else _overrides(_multirun)
-    return list(dict.fromkeys([*axes, *(key for key in more if key not in given)]))
-
-
-def _sweeper(cfg: DictConfig) -> Any:
-    """Settings of the sweeper; None: it is a single run."""
-    is_sweep = OmegaConf.select(cfg, "hydra.mode") == hydra.types.RunMode.MULTIRUN
-    return (OmegaConf.select(cfg, "hydra.sweeper") or {}) if is_sweep else None
-
-
-def _is_swept(key: str, value: Any) -> bool:
-    if OmegaConf.is_list(value):  # choices, in a search
-        return True
-    (override,) = OverridesParser.create().parse_overrides([f"{key}={value}"])
-    return override.is_sweep_override()
-
-
-def _leaves(section: Any, prefix: str = "") -> dict[str, Any]:
-    """What a section holds: `optimizer.lr` and its value, be it written in one line or in two."""
-    found: dict[str, Any] = {}
-    for key, value in section.items():
-        is_section = OmegaConf.is_dict(value)
-        name = f"{prefix}{key}".lstrip("+")
-        found |= _leaves(value, f"{name}.") if is_section else {name: value}
-    return found
-
-
-def _is_key(cfg: DictConfig, key: str) -> bool:
-    return OmegaConf.select(cfg, key.replace("/", "."), default=_MISSING) is not _MISSING
-
-
-_MISSING = object()
-
-
-def _overrides(cfg: DictConfig) -> dict[str, str]:
-    pairs = (o.lstrip("+").partition("=") for o in cfg.hydra.overrides.task)
-    return {key: value for key, _, value in pairs}
-
-
-def _choices(cfg: DictConfig) -> dict[str, str]:
-    """What this run chose on each axis, as it was typed."""
-    given = _overrides(cfg)
-    return {axis: given.get(axis, str(OmegaConf.select(cfg, axis))) for axis in _axes(cfg)}
-
-
-def _run_name(cfg: DictConfig) -> str:
-    values = {key: _value(cfg, key, text) for key, text in _choices(cfg).items()}
-    return naming.run_name(values)
-
-
-def _value(cfg: DictConfig, key: str, text: str) -> Any:
-    """A plain value as composed (1e-3 is 0.001), an option of a group as it was typed."""
-    value = OmegaConf.select(cfg, key)
-    return text if value is None or OmegaConf.is_config(value) else value
-
-
-OmegaConf.register_new_resolver(
-    "graft_run_name", lambda *, _root_: _run_name(_root_), replace=True, use_cache=False
-)
-
-
-def _objectives(names: Sequence[str] | None, metric: str) -> list[str]:
-    """What a search looks for; see conf/hydra/sweeper/app/search.yaml."""
-    return [str(name) for name in names or [metric]]
-
-
-def _directions(names: Sequence[str] | None, metric: str) -> list[str]:
-    # An unknown name is said when the first run is checked.
-    words = {"max": "maximize", "min": "minimize"}
-    return [words[OBJECTIVES.get(name, "max")] for name in _objectives(names, metric)]
-
-
-OmegaConf.register_new_resolver("graft_objectives", _objectives, replace=True)
-OmegaConf.register_new_resolver("graft_directions", _directions, replace=True)
 
 
 # --- how it ends ----------------------------------------------------------------------------
