@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from graft import dataset as dataset_
 from graft import machine, metrics, train
-from graft.config import Adam, CrossEntropy, RandomCrop, RunConfig, from_dict
+from graft.config import SGD, Adam, CrossEntropy, RandomCrop, RunConfig, from_dict
 from graft.errors import CacheError, ConfigError, DataError, Diverged, GraftError, RunError
 from graft.fit.learner import Learner
 from graft.record import CHECKPOINT, EPOCHS, Record, read_run
@@ -255,6 +255,14 @@ def test_a_precision_that_a_cpu_has_not_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=f"precision={precision} {said}"):
         train.resolve(replace(tiny_config, precision=precision, device=device))
+
+
+@pytest.mark.parametrize("strategy", [HeadOnly(), FineTune()], ids=repr)
+def test_nesterov_without_a_momentum_is_refused(tiny_config: RunConfig, strategy: Strategy) -> None:
+    """PyTorch would refuse it when it trains; a stack of heads would not have noticed."""
+    alone = replace(tiny_config, strategy=strategy, optimizer=SGD(momentum=0.0, nesterov=True))
+    with pytest.raises(ConfigError, match=r"optimizer\.nesterov=true needs a momentum"):
+        train.resolve(alone)
 
 
 def test_many_classes_have_a_score_each(
