@@ -128,6 +128,18 @@ def test_a_loss_that_is_no_number_ends_the_run_with_its_status(
     assert not done.is_completed
 
 
+def test_what_another_run_left_in_its_folder_is_not_taken_for_its_own(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    """As with sweep.overwrite=true: it ends before it has an epoch of its own to write."""
+    folder = _run(replace(tiny_config, epochs=1), tmp_path / "run").path
+    (folder / "figures").mkdir()
+    with pytest.raises(Diverged):
+        _run(replace(tiny_config, optimizer=Adam(lr=1e30)), folder)
+    left = {path.name for path in folder.iterdir()}
+    assert left == {"run.json", "config.yaml", "environment.json", "train.log", ".lock"}
+
+
 def test_a_metric_without_a_value_fails_the_run_and_says_why(
     tiny_config: RunConfig, tmp_path: Path
 ) -> None:

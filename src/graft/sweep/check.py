@@ -158,7 +158,7 @@ def _conflicts(asked: Asked, datasets: Mapping[tuple[Any, ...], LoadedDataset]) 
         return []
     try:
         found = read_run(asked.folder)
-        is_same = found.info["identity"] == run_identity(asked.config)
+        is_same = found.info.get("identity") == run_identity(asked.config)
         # Thousands of YAML files take minutes: read only where there is something to tell.
         old = {} if is_same else dict(found.config)
     except RecordError:
@@ -171,7 +171,7 @@ def _conflicts(asked: Asked, datasets: Mapping[tuple[Any, ...], LoadedDataset]) 
         ]
     dataset = datasets.get(_dataset_key(asked.config))
     # None: it ended before it had read them.
-    if dataset is not None and found.info["data_digest"] not in (None, dataset.digest):
+    if dataset is not None and found.info.get("data_digest") not in (None, dataset.digest):
         return [
             f"{asked.folder} holds this run on other data: the table or a picture has changed. "
             "Give this sweep another name, sweep.name=..., or replace it: sweep.overwrite=true."
