@@ -224,6 +224,7 @@ def prepare_process(config: RunConfig) -> None:
     import torch
 
     keep_memory()
+    _allow_open_files()
     # To be told a number, even its own, changes how MKL shares work out; every lane is told.
     torch.set_num_threads(torch.get_num_threads())
     _set_up_cublas()
@@ -236,6 +237,16 @@ def prepare_process(config: RunConfig) -> None:
     # PyTorch's own default is TF32 in convolutions: 10 bits of precision under the name float32.
     torch.backends.cudnn.allow_tf32 = config.precision != "float32"
     torch.backends.cuda.matmul.allow_tf32 = config.precision == "tf32"
+
+
+def _allow_open_files() -> None:
+    """Each run of an array holds its lock, and a process is often allowed 1,024 open files."""
+    with suppress(ImportError, OSError, ValueError):  # no Unix; not as many
+        import resource
+
+        allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = max(allowed, min(most, 1 << 16))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def _set_up_cublas() -> None:

@@ -111,6 +111,16 @@ class RunFolder:
         """Remove what an earlier start was writing when it was killed."""
         remove_parts(self.path)
 
+    def remove_results(self) -> None:
+        """Of another run that was here: nothing of it may be taken for this one's.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        for name in (EPOCHS, PREDICTIONS, EXAMPLES, CHECKPOINT):
+            (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / FIGURES, ignore_errors=True)
+
     def remove_checkpoints(self) -> None:
         """What of them cannot be removed is in nobody's way."""
         shutil.rmtree(self.path / RESUME, ignore_errors=True)
@@ -275,10 +285,10 @@ def read_run(path: Path) -> Record:
         RecordError: there is none, it cannot be read, or a newer version wrote it.
     """
     info = read_json(path / RUN)
-    if info is None:
-        raise RecordError(f"{path} holds no run: {RUN} is missing or damaged.")
-    if info.get("format", 0) > FORMAT:
+    if info is not None and info.get("format", 0) > FORMAT:
         raise RecordError(f"{path / RUN} was written by a newer version of Graft.")
+    if info is None or info.get("status") not in STATUSES:
+        raise RecordError(f"{path} holds no run: {RUN} is missing or damaged.")
     return Record(path, info)
 
 
