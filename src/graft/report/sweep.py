@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ class Sweep:
     asked: tuple[Mapping[str, Any], ...]
     records: tuple[Record, ...]
 
-    @property
+    @cached_property
     def axes(self) -> tuple[str, ...]:
         """The keys that tell the runs apart, in the order in which they first appear.
 
