@@ -275,11 +275,12 @@ def read_run(path: Path) -> Record:
         RecordError: there is none, it cannot be read, or a newer version wrote it.
     """
     info = read_json(path / RUN)
-    if info is None:
+    known = info or {}
+    if not isinstance(known.get("status"), str) or not isinstance(known.get("format", 0), int):
         raise RecordError(f"{path} holds no run: {RUN} is missing or damaged.")
-    if info.get("format", 0) > FORMAT:
+    if known.get("format", 0) > FORMAT:
         raise RecordError(f"{path / RUN} was written by a newer version of Graft.")
-    return Record(path, info)
+    return Record(path, known)
 
 
 def readable_runs(sweep: Path) -> list[Record]:

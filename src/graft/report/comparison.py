@@ -8,8 +8,8 @@ from graft.errors import RecordError
 from graft.record import Record
 from graft.report.figures import MAX_LINES
 from graft.report.intervals import Estimate, Spread, accuracy, spread
-from graft.report.sweep import Sweep, completed
-from graft.report.words import Labels
+from graft.report.sweep import Sweep, completed, has_curves
+from graft.report.words import NOTHING, Labels
 
 Row = Mapping[str, object]
 
@@ -93,12 +93,13 @@ def grid(sweep: Sweep, rows: Sequence[Row], winner: str | None) -> Grid | None:
     if len(axes) != 2:
         return None
     down, across = axes
-    values = {axis: _in_order([str(row[axis]) for row in rows]) for axis in axes}
-    members: dict[tuple[str, str], list[Row]] = {
+    chosen = [tuple(_value(row[axis]) for axis in axes) for row in rows]
+    values = {axis: _in_order([one[i] for one in chosen]) for i, axis in enumerate(axes)}
+    members: dict[tuple[str, ...], list[Row]] = {
         (i, j): [] for i in values[down] for j in values[across]
     }
-    for row in rows:
-        members[str(row[down]), str(row[across])].append(row)
+    for one, row in zip(chosen, rows, strict=True):
+        members[one].append(row)
     if sum(map(bool, members.values())) * 2 <= len(members):
         return None
     means = [m for m in map(_mean, members.values()) if m is not None]
@@ -163,13 +164,17 @@ def _measured(line: Line, record: Record) -> Line:
 
 def _has_epochs(record: Record) -> bool:
     try:
-        return len(record.epochs) > 0 and "epoch" in record.epochs
+        return has_curves(record.epochs)
     except (RecordError, OSError, ValueError):
         return False
 
 
 def _figures(rows: Sequence[Row], key: str) -> list[float]:
     return [float(value) for row in rows if isinstance(value := row.get(key), (int, float))]
+
+
+def _value(value: object) -> str:
+    return NOTHING if value is None else str(value)
 
 
 def _mean(rows: Sequence[Row]) -> float | None:

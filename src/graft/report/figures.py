@@ -22,6 +22,7 @@ from graft.report.canvas import (
     styled,
     svg,
 )
+from graft.report.sweep import CURVES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,10 +55,7 @@ def curves(records: Sequence[Record], styles: Mapping[str, int]) -> dict[str, st
         records: runs with at least one epoch.
         styles: name of a run -> its line, 0 to `MAX_LINES` - 1; the others are grey.
     """
-    return {
-        what: svg(functools.partial(_curves_figure, records, what, styles))
-        for what in ("loss", "accuracy")
-    }
+    return {what: svg(functools.partial(_curves_figure, records, what, styles)) for what in CURVES}
 
 
 def confusion_matrix(predictions: Predictions) -> str:
@@ -84,7 +82,7 @@ def run_figures(record: Record, folder: Path) -> None:
     test = record.predictions.of("test")
     shown = test if len(test.labels) else record.predictions.of("val")
     with styled(PAPER):
-        for what in ("loss", "accuracy"):
+        for what in CURVES:
             png(_curves_figure([record], what, {record.name: 0}, PAPER), folder / f"{what}.png")
         png(_confusion_figure(shown, PAPER), folder / "confusion.png")
         if np.isfinite(one_against_rest(shown)).any():

@@ -57,7 +57,7 @@ def _template() -> "Template":
     environment.filters |= {
         "number": words.number, "signed": words.signed, "count": words.count,
         "seconds": words.seconds, "p_value": words.p_value, "verdict": words.verdict,
-        "difference": words.difference, "breakable": _breakable,
+        "difference": words.difference, "bounds": words.bounds, "breakable": _breakable,
     }  # fmt: skip
     return environment.get_template(TEMPLATE)
 

@@ -157,7 +157,14 @@ def signed(value: float, digits: int = 3) -> str:
 def estimate(found: Estimate | None) -> str:
     if found is None:
         return NOTHING
-    return f"{found.value:.3f} ({found.low:.2f} to {found.high:.2f})"
+    return f"{found.value:.3f} ({bounds(found)})"
+
+
+def bounds(found: Estimate) -> str:
+    """The ends of its interval: two digits, unless that would show a narrow one as a point."""
+    low, high = found.low, found.high
+    digits = 2 if high - low >= 0.05 else 3
+    return f"{low:.{digits}f} to {high:.{digits}f}"
 
 
 def difference(found: Paired) -> str:
@@ -165,7 +172,13 @@ def difference(found: Paired) -> str:
 
 
 def p_value(p: float) -> str:
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+    if p < 0.001:
+        return "p < 0.001"
+    digits = 3 if p < 0.1 else 2
+    # What is shown and what is called clear must agree.
+    while (round(p, digits) < CLEAR) != (p < CLEAR):
+        digits += 1
+    return f"p = {p:.{digits}f}"
 
 
 def count(value: int | float | None) -> str:
