@@ -3,9 +3,11 @@
 import io
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
-from graft.record import EPOCHS, RUN, RunFolder
+from graft.record import EPOCHS, RUN, SWEEP, RunFolder
+from graft.status.__main__ import main
 from graft.status.show import table
 from graft.status.state import RunState, SweepState, sweep_state
 
@@ -53,3 +55,15 @@ def test_damaged_metrics_cost_only_what_they_say(tmp_path: Path) -> None:
         ("completed", 0), ("completed", 3), ("waiting", 0),
     ]  # fmt: skip
     assert runs[1].best == 0.5
+
+
+def test_a_damaged_sweep_does_not_hide_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, text in {"a": "{", "b": '{"runs": [{"run": "x", "choices": {}}]}'}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / SWEEP).write_text(text)
+    assert main(["list", str(tmp_path)]) == 0
+    damaged, other = capsys.readouterr().out.splitlines()
+    assert damaged.endswith("a: sweep.json is damaged, and there are no runs")
+    assert other.endswith("b: 1 runs: 1 waiting")
