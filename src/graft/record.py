@@ -284,12 +284,13 @@ def read_run(path: Path) -> Record:
     Raises:
         RecordError: there is none, it cannot be read, or a newer version wrote it.
     """
-    info = read_json(path / RUN)
-    if info is not None and info.get("format", 0) > FORMAT:
+    known = read_json(path / RUN) or {}
+    number = known.get("format", 0)
+    if isinstance(number, int) and number > FORMAT:
         raise RecordError(f"{path / RUN} was written by a newer version of Graft.")
-    if info is None or info.get("status") not in STATUSES:
+    if not isinstance(number, int) or known.get("status") not in STATUSES:
         raise RecordError(f"{path} holds no run: {RUN} is missing or damaged.")
-    return Record(path, info)
+    return Record(path, known)
 
 
 def readable_runs(sweep: Path) -> list[Record]:

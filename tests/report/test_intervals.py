@@ -89,6 +89,14 @@ def test_examples_are_matched_by_id_not_by_order() -> None:
     assert paired(a, b).both == 3
 
 
+def test_pairs_in_one_order_and_in_another_say_the_same() -> None:
+    random = np.random.default_rng(0)
+    a, b = (_predictions((random.random(200) < share).tolist()) for share in (0.9, 0.8))
+    order = random.permutation(200)
+    shuffled = Predictions(b.ids[order], b.splits, b.labels[order], b.scores[order], b.classes)
+    assert paired(a, b) == paired(a, shuffled)
+
+
 @pytest.mark.parametrize("names", [["a", "b", "x"], ["a", "b"]])
 def test_other_examples_are_not_compared(names: list[str]) -> None:
     a = _predictions([True, True, True], ["a", "b", "c"])

@@ -11,9 +11,10 @@ from scipy.stats import binomtest
 
 from graft.metrics import scores
 from graft.record import EXAMPLES, PREDICTIONS, REPORT, read_runs
+from graft.report import words
 from graft.report.__main__ import write_report
 from graft.report.comparison import grid
-from graft.report.intervals import wilson_interval
+from graft.report.intervals import Estimate, wilson_interval
 from graft.report.results import results
 from graft.report.sweep import load
 
@@ -318,3 +319,36 @@ def test_many_runs_and_many_classes_are_capped(maker: Any, tmp_path: Path) -> No
 
 def test_the_demo_credits_its_drawings(binary: Any) -> None:
     assert "CC BY-SA 4.0" in _page(binary.path)
+
+
+# --- words and figures ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("correct", "total", "shown"),
+    [(90, 96, "0.938 (0.87 to 0.97)"), (19_560, 19_900, "0.983 (0.981 to 0.985)")],
+)
+def test_an_interval_is_shown_with_digits_that_tell_its_ends_apart(
+    correct: int, total: int, shown: str
+) -> None:
+    assert words.estimate(Estimate(correct, total)) == shown
+
+
+@pytest.mark.parametrize(
+    ("p", "shown"),
+    [(0.0002, "p < 0.001"), (0.0496, "p = 0.0496"), (0.05, "p = 0.050"), (0.049, "p = 0.049"),
+     (0.049999, "p = 0.049999"), (0.0504, "p = 0.050"), (0.123, "p = 0.12")],
+)  # fmt: skip
+def test_a_p_that_is_called_clear_is_shown_below_the_limit(p: float, shown: str) -> None:
+    assert words.p_value(p) == shown
+
+
+def test_a_run_without_a_choice_stands_under_none_of_its_values(maker: Any, tmp_path: Path) -> None:
+    """As where a rate became an axis later."""
+    made = maker(tmp_path / "s")
+    for strategy in ("full", "head_only"):
+        made.run({"strategy": strategy})
+        made.run({"strategy": strategy, "optimizer.lr": "1e-4"})
+    sweep = load(made.path)
+    found = grid(sweep, results(sweep.records, sweep.asked), None)
+    assert found is not None and found.across_values == (words.NOTHING, "1e-4")

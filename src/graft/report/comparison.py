@@ -1,24 +1,15 @@
 """The runs beside each other: ranks, pairs, two axes as a grid, seeds together."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graft.config import METRICS
 from graft.errors import RecordError
 from graft.record import Record
 from graft.report.figures import MAX_LINES
-from graft.report.intervals import (
-    Estimate,
-    Paired,
-    Spread,
-    accuracy,
-    paired,
-    paired_with_each,
-    spread,
-)
-from graft.report.select import selection
-from graft.report.sweep import Sweep, completed
-from graft.report.words import Labels
+from graft.report.intervals import Estimate, Spread, accuracy, spread
+from graft.report.sweep import Sweep, completed, has_curves
+from graft.report.words import NOTHING, Labels
 
 Row = Mapping[str, object]
 
@@ -40,7 +31,6 @@ class Line:
     row: Row
     val: Estimate | None = None
     test: Estimate | None = None
-    selected_by: float | None = None
     epochs: int | None = None
 
 
@@ -66,45 +56,14 @@ def lines(
 
 def chosen_styles(records: Sequence[Record], order: Sequence[Record]) -> dict[str, int]:
     """Which runs have a line of their own in the curves: all, or the best few, as asked."""
-    best = [*order, *(r for r in records if r not in order)][:MAX_LINES]
-    shown = [record.name for record in records if record in best]
+    best = list(dict.fromkeys(record.name for record in [*order, *records]))[:MAX_LINES]
+    shown = [record.name for record in records if record.name in best]
     return {name: style for style, name in enumerate(shown)}
 
 
 def with_epochs(records: Sequence[Record]) -> list[Record]:
     """The runs that have curves."""
     return [record for record in records if _has_epochs(record)]
-
-
-@dataclass(frozen=True)
-class Against:
-    """The winner minus a run, on validation; `p` is adjusted for the number of runs."""
-
-    label: str
-    found: Paired
-    p: float
-
-
-def against_winner(order: Sequence[Record], names: Labels) -> list[Against]:
-    """The winner against every other run, on the same validation examples."""
-    if len(order) < 2:
-        return []
-    best, *others = (record.predictions.of("val") for record in order)
-    found = paired_with_each(best, others)
-    return [
-        Against(names.of(record), pair, p)
-        for record, (pair, p) in zip(order[1:], found, strict=True)
-    ]
-
-
-def runner_up_on_test(order: Sequence[Record]) -> Paired | None:
-    """The winner against the next best run on test, the examples that chose neither."""
-    if len(order) < 2:
-        return None
-    try:
-        return paired(order[0].predictions.of("test"), order[1].predictions.of("test"))
-    except RecordError:
-        return None
 
 
 @dataclass(frozen=True)
@@ -134,12 +93,13 @@ def grid(sweep: Sweep, rows: Sequence[Row], winner: str | None) -> Grid | None:
     if len(axes) != 2:
         return None
     down, across = axes
-    values = {axis: _in_order([str(row[axis]) for row in rows]) for axis in axes}
-    members = {
-        (i, j): [r for r in rows if (str(r[down]), str(r[across])) == (i, j)]
-        for i in values[down]
-        for j in values[across]
+    chosen = [tuple(_value(row[axis]) for axis in axes) for row in rows]
+    values = {axis: _in_order([one[i] for one in chosen]) for i, axis in enumerate(axes)}
+    members: dict[tuple[str, ...], list[Row]] = {
+        (i, j): [] for i in values[down] for j in values[across]
     }
+    for one, row in zip(chosen, rows, strict=True):
+        members[one].append(row)
     if sum(map(bool, members.values())) * 2 <= len(members):
         return None
     means = [m for m in map(_mean, members.values()) if m is not None]
@@ -199,21 +159,22 @@ def best_choice(choices: Sequence[Choice]) -> Choice | None:
 
 def _measured(line: Line, record: Record) -> Line:
     val, test = (accuracy(record.predictions.of(split)) for split in ("val", "test"))
-    return Line(
-        line.label, line.rank, line.style, line.row, val, test, selection(record),
-        len(record.epochs),
-    )  # fmt: skip
+    return replace(line, val=val, test=test, epochs=len(record.epochs))
 
 
 def _has_epochs(record: Record) -> bool:
     try:
-        return len(record.epochs) > 0 and "epoch" in record.epochs
+        return has_curves(record.epochs)
     except (RecordError, OSError, ValueError):
         return False
 
 
 def _figures(rows: Sequence[Row], key: str) -> list[float]:
     return [float(value) for row in rows if isinstance(value := row.get(key), (int, float))]
+
+
+def _value(value: object) -> str:
+    return NOTHING if value is None else str(value)
 
 
 def _mean(rows: Sequence[Row]) -> float | None:
