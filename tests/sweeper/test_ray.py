@@ -19,7 +19,7 @@ import pytest
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 
-from hydra_plugins.gpu_launcher import _ray_slot, progress
+from hydra_plugins.gpu_launcher import _ray_host, _ray_slot, progress
 from hydra_plugins.gpu_launcher._ray_files import (
     PIECE,
     File,
@@ -471,6 +471,17 @@ def test_modules_that_a_runtime_env_brings_are_found(tmp_path: Path, nodes: Clus
     with driver(tmp_path, app, *settings, "hydra.sweep.dir=out", "+x=0") as d:
         out, error = d.communicate(timeout=90)
     assert "lent code more" in out and "of Ray []" in out, out + error
+
+
+def test_what_is_asked_twice_of_an_actor_loses_no_event() -> None:
+    ear = _ray_host._Ear()
+    for number in range(4):
+        ear.said(str(number), "ray 0", is_error=False)
+    for seen in (0, 2, 0):  # the last was sent first, and heard again by nobody
+        ear.forget(seen)
+    assert [blob for _, blob in ear.events] == [b"2", b"3"]
+    ear.forget(3)
+    assert [blob for _, blob in ear.events] == [b"3"]
 
 
 def test_files_come_home_whole_with_mode_and_time(tmp_path: Path) -> None:
