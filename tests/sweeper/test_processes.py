@@ -104,6 +104,7 @@ def test_processors_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
         ([2], 1, None, "gpus: 2 is not there. Visible: 0, 1"),
         (["GPU-x"], 1, None, "GPU-x is not there"),
         ([0, 0], 1, None, "names 0 twice"),
+        ([0, "0"], 1, None, "names 0 twice"),
         ([], 1, None, r"gpus=\[\]"),
         (None, 0, None, "per_gpu=0"),
         ([0], 1, 2, "not both"),
