@@ -211,6 +211,22 @@ def test_a_silent_job_is_ended_and_one_that_logs_or_tells_is_not(apart: Launch) 
 
 
 @pytest.mark.slow
+def test_a_worker_that_was_told_to_stop_gets_no_other_job(apart: Launch) -> None:
+    def task(cfg: Any) -> Any:
+        if cfg.a == 1:
+            os._exit(3)
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            return os.getpid()
+
+    settings = ("hydra.launcher.timeout_s=3", "hydra.launcher.cpu_slots=1")
+    first, second = outcomes(apart(task, jobs(2), *settings))
+    assert isinstance(first, int) and not is_there(first)
+    assert "exit code 3" in str(second)
+
+
+@pytest.mark.slow
 def test_fail_fast_ends_what_runs(apart: Launch) -> None:
     def task(cfg: Any) -> Any:
         if cfg.a == 0:
