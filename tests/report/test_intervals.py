@@ -11,6 +11,7 @@ from graft.report.intervals import (
     difference_interval,
     holm,
     paired,
+    repeated,
     spread,
     wilson_interval,
 )
@@ -114,3 +115,14 @@ def test_spread_is_mean_lowest_highest() -> None:
     found = spread([0.5, 0.75, 1.0])
     assert (found.mean, found.low, found.high, found.count) == (0.75, 0.5, 1.0, 3)
     assert math.isclose(spread([0.3]).mean, 0.3)
+
+
+def test_the_interval_of_repeated_differences_is_students() -> None:
+    """Against scipy's own, which takes long to import."""
+    from scipy import stats
+
+    values = [0.03, 0.01, 0.06, -0.02]
+    found = repeated(values)
+    low, high = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
+    assert (found.mean, found.count) == (pytest.approx(0.02), 4)
+    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))

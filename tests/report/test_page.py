@@ -174,6 +174,7 @@ def test_of_runs_that_cannot_be_ranked_no_choice_is_the_best(maker: Any, tmp_pat
         made.run({"strategy": "head_only", "seed": str(seed)}, 0.5, metric="val_auroc")
     text = _text(_page(made.path))
     assert "cannot be ranked" in text and "best choice" not in text and "Over seeds" in text
+    assert "the best minus it" not in text
 
 
 def test_seeds_are_shown_by_their_mean_lowest_and_highest(maker: Any, tmp_path: Path) -> None:
@@ -187,6 +188,35 @@ def test_seeds_are_shown_by_their_mean_lowest_and_highest(maker: Any, tmp_path: 
     text = _text(_page(made.path))
     assert f"full 3 {mean:.3f} {low:.3f} to {high:.3f}" in text
     assert f"best choice is full: validation accuracy {mean:.3f}" in text
+
+
+def test_the_best_choice_is_held_against_the_others_seed_for_seed(
+    maker: Any, tmp_path: Path
+) -> None:
+    made = maker(tmp_path / "s", sizes=(100, 100))
+    made.labels[:] = np.arange(200) % 2
+    num_wrong = {"full": (1, 5, 3), "head_only": (4, 6, 9), "fine_tune": (50, 3, 51)}
+    for strategy, wrong in num_wrong.items():
+        for seed, count in enumerate(wrong):
+            scores_ = 0.1 + 0.8 * ((np.arange(200) % 100 < count) != made.labels)
+            status = "diverged" if (strategy, seed) == ("fine_tune", 1) else "completed"
+            made.run({"strategy": strategy, "seed": str(seed)}, scores=scores_, status=status)
+    text = _text(_page(made.path))
+    # 0.03, 0.01 and 0.06: mean 0.0333, deviation 0.0252, and t of two degrees of freedom is 4.303.
+    found = f"+0.033 ({words.MINUS}0.029 to +0.096)"
+    assert f"differs from head_only by {found}, and is better with 3 of 3." in text
+    assert f"{found} 3 of 3" in text
+    assert "+0.485 (+0.421 to +0.549) 2 of 2" in text  # of the seeds that both have
+    # Another seed of the winner's answers nothing that was asked.
+    assert "Against the best run of another choice, head_only, seed=0," in text
+
+
+def test_of_one_choice_the_runner_up_is_another_seed(maker: Any, tmp_path: Path) -> None:
+    made = maker(tmp_path / "s")
+    for seed, skill in enumerate((0.5, 5.0)):
+        made.run({"seed": str(seed)}, skill)
+    text = _text(_page(made.path))
+    assert "Against the runner-up, seed=0," in text and "Seed for seed" not in text
 
 
 def test_slices_have_accuracy_and_count_for_each_value(binary: Any) -> None:

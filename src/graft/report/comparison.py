@@ -7,7 +7,7 @@ from graft.config import METRICS
 from graft.errors import RecordError
 from graft.record import Record
 from graft.report.figures import MAX_LINES
-from graft.report.intervals import Estimate, Spread, accuracy, spread
+from graft.report.intervals import Estimate, Repeated, Spread, accuracy, repeated, spread
 from graft.report.sweep import Sweep, completed, has_curves
 from graft.report.words import NOTHING, Labels
 
@@ -118,21 +118,28 @@ class Choice:
 
     Attributes:
         selected_by: the metric that selects.
+        by_seed: the same, of each seed that completed.
         missing: how many seeds did not complete.
+        behind: the best choice minus this one, in that metric, seed for seed; None for the best
+            itself, and where they have fewer than two seeds in common.
+        num_beaten: of those seeds, with how many the best choice was better.
     """
 
     label: str
     selected_by: Spread
+    by_seed: Mapping[str, float]
     val: Spread
     test: Spread | None
     missing: int
+    behind: Repeated | None = None
+    num_beaten: int = 0
 
 
-def over_seeds(sweep: Sweep, rows: Sequence[Row], metric: str) -> list[Choice]:
+def over_seeds(sweep: Sweep, rows: Sequence[Row], metric: str | None) -> list[Choice]:
     """The seeds of each choice together, best mean first; nothing without several seeds.
 
     Args:
-        metric: a column of `rows`, which selects.
+        metric: a column of `rows`, which selects; None: nothing does, and no choice is the best.
     """
     if "seed" not in sweep.axes:
         return []
@@ -142,9 +149,12 @@ def over_seeds(sweep: Sweep, rows: Sequence[Row], metric: str) -> list[Choice]:
         members.setdefault(names.choice(choices) or "all runs", []).append(row)
     if max(map(len, members.values()), default=0) < 2:
         return []
-    found = [_choice(label, of_label, metric) for label, of_label in members.items()]
-    sign = -1 if METRICS[metric] == "max" else 1
-    return sorted((c for c in found if c is not None), key=lambda c: sign * c.selected_by.mean)
+    by = metric or "val_accuracy"
+    made = [_choice(label, of_label, by) for label, of_label in members.items()]
+    sign = -1 if METRICS[by] == "max" else 1
+    found = sorted((c for c in made if c is not None), key=lambda c: sign * c.selected_by.mean)
+    best = best_choice(found) if metric else None
+    return [one if best in (None, one) else _behind(one, best, sign) for one in found]
 
 
 def best_choice(choices: Sequence[Choice]) -> Choice | None:
@@ -193,12 +203,27 @@ def _cell(rows: Sequence[Row], top: float, span: float, winner: str | None) -> C
 
 
 def _choice(label: str, rows: Sequence[Row], metric: str) -> Choice | None:
-    by, val, test = (_figures(rows, key) for key in (metric, "val_accuracy", "test_accuracy"))
-    if not by or not val:
+    val, test = (_figures(rows, key) for key in ("val_accuracy", "test_accuracy"))
+    by_seed = {
+        str(row["seed"]): float(value)
+        for row in rows
+        if isinstance(value := row.get(metric), (int, float))
+    }
+    if not by_seed or not val:
         return None
     return Choice(
-        label, spread(by), spread(val), spread(test) if test else None, len(rows) - len(val)
-    )
+        label, spread([*by_seed.values()]), by_seed, spread(val), spread(test) if test else None,
+        len(rows) - len(val),
+    )  # fmt: skip
+
+
+def _behind(one: Choice, best: Choice, sign: int) -> Choice:
+    """A seed stands for the same batches and the same head to begin with: it makes a pair."""
+    found = [v - one.by_seed[seed] for seed, v in best.by_seed.items() if seed in one.by_seed]
+    if len(found) < 2:
+        return one
+    num_beaten = sum(sign * difference < 0 for difference in found)
+    return replace(one, behind=repeated(found), num_beaten=num_beaten)
 
 
 def _in_order(values: Sequence[str]) -> list[str]:

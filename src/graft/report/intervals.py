@@ -181,6 +181,32 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(sum(values) / len(values), min(values), max(values), len(values))
 
 
+@dataclass(frozen=True)
+class Repeated:
+    """A difference that was measured with several seeds: its mean, with the 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+
+def repeated(differences: Sequence[float], level: float = 0.95) -> Repeated:
+    """The mean of at least two differences, one a seed, and Student's interval for it.
+
+    It says how much is left to the seeds; that other examples might say something else, it
+    does not know.
+
+    Source: Student, Biometrika 6 (1), 1908, pp. 1-25.
+    """
+    from scipy.special import stdtrit  # as above
+
+    count, mean = len(differences), float(np.mean(differences))
+    error = float(np.std(differences, ddof=1)) / math.sqrt(count)
+    half = float(stdtrit(count - 1, (1 + level) / 2)) * error
+    return Repeated(mean, mean - half, mean + half, count)
+
+
 def _right_of_both(a: Predictions, b: Predictions) -> "NDArray[np.bool_]":
     """Whether a, and b, predict an example right, bool [N, 2]."""
     if _have_one_order(a, b):

@@ -77,7 +77,7 @@ def _context(compared: Compared) -> dict[str, Any]:
     names = words.Labels(sweep)
     lines = comparison.lines(sweep, rows, order, styles)
     metric = order[0].info["metric"] if order else None
-    seeds = comparison.over_seeds(sweep, rows, metric or "val_accuracy")
+    seeds = comparison.over_seeds(sweep, rows, metric)
     return {
         "sweep": sweep,
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -102,6 +102,7 @@ def _context(compared: Compared) -> dict[str, Any]:
         "grid": comparison.grid(sweep, rows, order[0].name if order else None),
         "seeds": seeds,
         "against": ranking.on_val,
+        "runner_up": ranking.runner_up,
         "on_test": ranking.on_test,
         "winner": _winner(order[0], names.of(order[0])) if order else None,
         "environment": overview.environment(_shown(order, sweep.records)) if sweep.records else [],
@@ -116,12 +117,20 @@ def _details(sweep: Sweep, ranking: Ranking, seeds: Sequence[comparison.Choice])
     best = comparison.best_choice(seeds) if order else None
     if best is not None:
         metric, by = order[0].info["metric"], best.selected_by
-        details.insert(
-            0,
+        said = (
             f"By the mean over seeds the best choice is {best.label}: "
             f"{'validation accuracy' if metric == 'val_accuracy' else metric} "
-            f"{by.mean:.3f} ({by.low:.3f} to {by.high:.3f}, {by.count} seeds).",
+            f"{by.mean:.3f} ({by.low:.3f} to {by.high:.3f}, {by.count} seeds)."
         )
+        for second in seeds:
+            if second.behind is not None:
+                said += (
+                    f" Seed for seed it differs from {second.label} by "
+                    f"{words.difference(second.behind)}, and is better with {second.num_beaten} of "
+                    f"{second.behind.count}."
+                )
+                break
+        details.insert(0, said)
     total = len(order[0].predictions.of("test").labels) if order else 0
     num_groups = overview.groups(order[0], "test") if order else None
     if num_groups and num_groups < total:

@@ -34,6 +34,14 @@ class Ranking:
     order: tuple[Record, ...]
     problem: str | None = None
 
+    @property
+    def runner_up(self) -> Record | None:
+        """The next best run that differs in more than its seed; if none does, the next best."""
+        if len(self.order) < 2:
+            return None
+        best, *others = self.order
+        return next((one for one in others if _recipe(one) != _recipe(best)), others[0])
+
     @cached_property
     def on_val(self) -> tuple[Against, ...]:
         """The winner against every other run, in order: validation has chosen between all."""
@@ -53,12 +61,17 @@ class Ranking:
 
         None where they were not tested on the same examples.
         """
-        if len(self.order) < 2:
+        other = self.runner_up
+        if other is None:
             return None
         try:
-            return paired(*(record.predictions.of("test") for record in self.order[:2]))
+            return paired(*(run.predictions.of("test") for run in (self.order[0], other)))
         except RecordError:
             return None
+
+
+def _recipe(record: Record) -> dict[str, str]:
+    return {key: value for key, value in record.info["choices"].items() if key != "seed"}
 
 
 def ranking(records: Sequence[Record]) -> Ranking:

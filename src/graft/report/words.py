@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from graft.metrics import confusion
 from graft.record import Predictions, Record, is_complete
-from graft.report.intervals import CLEAR, Estimate, Paired, accuracy
+from graft.report.intervals import CLEAR, Estimate, Paired, Repeated, accuracy
 from graft.report.ranking import Ranking
 from graft.report.select import have_one_loss, selection, val_loss
 from graft.report.sweep import Sweep
@@ -167,8 +167,9 @@ def bounds(found: Estimate) -> str:
     return f"{low:.{digits}f} to {high:.{digits}f}"
 
 
-def difference(found: Paired) -> str:
-    return f"{signed(found.difference)} ({signed(found.low)} to {signed(found.high)})"
+def difference(found: Paired | Repeated) -> str:
+    value = found.mean if isinstance(found, Repeated) else found.difference
+    return f"{signed(value)} ({signed(found.low)} to {signed(found.high)})"
 
 
 def p_value(p: float) -> str:
@@ -208,15 +209,16 @@ def _claim(best: Record) -> str:
 
 def _against(ranking: Ranking, names: Labels) -> list[str]:
     """The winner against the next one, on both splits."""
-    order, said = ranking.order, []
-    if ranking.on_val:
-        first, count = ranking.on_val[0], len(ranking.on_val)
-        said.append(_paired(first.found, "validation", first.p, count))
+    order, other, said = ranking.order, ranking.runner_up, []
+    if other is None:
+        return []
+    for one in ranking.on_val:
+        if one.other is other:
+            said.append(_paired(one.found, "validation", one.p, len(ranking.on_val)))
     if ranking.on_test is not None:
         said.append(_paired(ranking.on_test, "test", ranking.on_test.p, 1))
-    if len(order) < 2:
-        return []
-    lead = f"Against the runner-up, {names.of(order[1])}, the accuracy differs by"
+    who = "the runner-up" if other is order[1] else "the best run of another choice"
+    lead = f"Against {who}, {names.of(other)}, the accuracy differs by"
     lines = [f"{lead} {'; '.join(said)}."] if said else []
     return lines + _tied(order, names)
 
