@@ -46,7 +46,7 @@ from graft.supply.stored import MEMORY_SHARE
 from graft.trunk import fill, held
 from graft.trunk.cut import cut
 from graft.trunk.run import ON_CPU, Frozen
-from graft.trunk.store import Filler
+from graft.trunk.store import Filler, Store
 
 SMALL, SMALL_END = "mobilenet_v3_small", "flatten"
 # Of a picture at 32 px, in float32: what the network's end takes, and its smallest earlier place.
@@ -301,6 +301,37 @@ def test_what_does_not_fit_beside_is_left_for_later(
     members = [train.Member(head, tmp_path / "head")]
     (done,) = train.train_array(members, train.load_dataset(head), beside=[tune])
     assert source(done) == "built" and len(entries(cache)) == 1
+
+
+def test_what_is_wanted_beside_costs_the_first_no_place_though_others_are_read(
+    config: RunConfig, tmp_path: Path, cache: Path
+) -> None:
+    """What is in use by others is not known to be in the way until room is made."""
+    num_bytes = END_BYTES * PICTURES
+    head = replace(config, augmentation=NoAugmentation(), cache=gigabytes(2 * END_BYTES))
+    store = Store(cache)
+    with store.fill("read", {}, 1, num_bytes) as filler:
+        filler.write(0, np.zeros((1, num_bytes), dtype=np.uint8))
+        being_read = filler.finish()
+    members = [train.Member(head, tmp_path / "head")]
+    tune = replace(head, strategy=FineTune(1))
+    (done,) = train.train_array(members, train.load_dataset(head), beside=[tune])
+    being_read.close()
+    assert source(done) == "built" and len(entries(cache)) == 2
+
+
+def test_without_a_store_memory_has_nothing_for_those_beside(
+    config: RunConfig, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.parent.mkdir(parents=True)
+    cache.write_text("no folder")
+    head = replace(config, augmentation=NoAugmentation())
+    enough = END_BYTES * PICTURES * MEMORY_SHARE
+    monkeypatch.setattr(machine, "available_bytes", lambda: enough)
+    members = [train.Member(head, tmp_path / "head")]
+    tune = replace(head, strategy=FineTune(1))
+    (done,) = train.train_array(members, train.load_dataset(head), beside=[tune])
+    assert source(done) == "memory"
 
 
 def test_an_earlier_place_and_another_trunks_end_are_not_mistaken_for_each_other(
@@ -687,7 +718,6 @@ def test_several_who_want_the_same_each_compute_another_view(
     from graft.supply.stored import _free_first
     from graft.trunk.fill import Wanted
     from graft.trunk.rows import RowFormat
-    from graft.trunk.store import Store
 
     store = Store(tmp_path / "activations", None)
     format = RowFormat.of((torch.zeros(2, 4),), "float32", 2)

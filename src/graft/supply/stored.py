@@ -21,7 +21,7 @@ from graft.trunk import exits, key
 from graft.trunk.activations import Activations
 from graft.trunk.cut import Cut
 from graft.trunk.exits import Exit
-from graft.trunk.fill import OnDevice, Rows, Wanted, fill_or_remember
+from graft.trunk.fill import InMemory, Rows, Task, Wanted, fill_or_remember
 from graft.trunk.held import Held, copy
 from graft.trunk.rows import NotRows, RowFormat
 from graft.trunk.run import Frozen, Pace
@@ -199,20 +199,16 @@ def _filled_views(
         with Counter("trunk", shelf.num_rows) as counter:
             for view, wanted in _free_first(store, every):
                 kept = held.of(view) if held is not None else None
-                found = fill_or_remember(
-                    store, wanted, shelf.sizes[view], frozen,
-                    functools.partial(_inputs, shelf, view), counter.advance,
-                    memory * shelf.sizes[view] // shelf.num_rows, kept,
-                )  # fmt: skip
+                inputs = functools.partial(_inputs, shelf, view)
+                task = Task(wanted, shelf.sizes[view], frozen, inputs, counter.advance, kept)
+                found = fill_or_remember(store, task, memory * task.num_rows // shelf.num_rows)
                 if found is None:
                     _close(rows)
                     return None
-                (rows[view], *others), is_stored = found
+                rows[view], is_stored = found
                 if not is_stored:
                     store = None  # it was said why: not once more for the next view
-                for other in others:
-                    other.close()
-                if kept is not None and not isinstance(rows[view], OnDevice):
+                if kept is not None and not isinstance(rows[view], InMemory):
                     copy(rows[view].rows(), kept)  # was there, or in parts
     except Exception:  # who interrupts does not wait for the disk
         _close(rows)
