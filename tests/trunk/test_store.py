@@ -869,6 +869,23 @@ def test_the_disk_keeps_a_reserve(
     assert is_found(store) == fits
 
 
+def test_abandoned_entries_whose_removal_frees_nothing_are_kept(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the disk a half-built entry takes what was written of it, not its whole size."""
+    fill(store, "a").close()
+    half_fill(store, "b", count=1)
+    there = names(store)
+
+    class Usage:
+        free = 64 << 20
+
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Usage)
+    with pytest.raises(NoRoom, match="disk"):
+        fill(store, "c", 2 * ROWS)
+    assert names(store) == there
+
+
 def test_what_others_are_yet_to_write_is_not_free(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
