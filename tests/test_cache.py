@@ -160,6 +160,26 @@ def test_clear_of_a_key_that_names_no_one_entry_removes_nothing(
     assert kept(store) == set(KEYS)
 
 
+def test_clear_removes_what_a_killed_one_left_half_removed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main(["clear", "aa11"])
+    assert list(store.folder.glob("*.gone")) and KEYS[0] not in kept(store)
+    assert main(["clear", "aa22"]) == 0
+    assert not list(store.folder.glob("*.gone")) and kept(store) == {KEYS[2]}
+
+
+def test_who_stops_it_sees_no_traceback(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(self: Store, key: str) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Store, "remove", stopped)
+    assert main(["clear"]) == 130
+
+
 def test_another_folder_may_be_named(
     store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,7 +19,7 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from graft.trunk.store.listing import (
     listed,
     remove,
     remove_damaged,
+    remove_gone,
     remove_leftovers,
 )
 
@@ -143,6 +144,15 @@ class Store:
                     return remove(folder, key)
             except FileNotFoundError:
                 return True
+
+    def remove_gone(self) -> None:
+        """What is left of entries whose removal was interrupted: nobody sees them any more.
+
+        Raises:
+            CacheError: the folder cannot be read.
+        """
+        with self._surfacing(), suppress(FileNotFoundError), self._opened() as folder:
+            remove_gone(folder)
 
     def size(self) -> int:
         """Bytes of all entries, half-built ones as if they were complete."""
