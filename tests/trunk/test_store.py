@@ -677,6 +677,25 @@ def test_a_write_that_fails_leaves_nothing(
     assert names(store) == set() and not is_found(store)
 
 
+def test_a_flush_that_fails_leaves_no_descriptor_open(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("graft.trunk.store.filler.FLUSH_BYTES", 1)
+    real = os.fsync
+
+    def failing(file: int) -> None:
+        if threading.current_thread().name.startswith("flush"):
+            raise OSError(errno.EIO, "Input/output error")
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    before = len(os.listdir("/proc/self/fd"))
+    with store.fill("a", ABOUT, ROWS, ROW_BYTES) as filler, pytest.raises(CacheError):
+        write_missing(filler, made())
+        filler.finish()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_a_flush_that_is_slow_holds_up_no_block_and_no_descriptors(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
