@@ -40,9 +40,12 @@ from graft.dataset import LoadedDataset
 from graft.errors import DataError
 from graft.record import CHECKPOINT, EPOCHS, Record, read_run
 from graft.strategies import FineTune, HeadOnly, Strategy
+from graft.supply import Forecast, forecast
 from graft.supply.batches import Input, forget_pictures
 from graft.supply.shelf import Place, Shelf
 from graft.supply.stored import MEMORY_SHARE
+from graft.sweep import dry
+from graft.sweep.asked import Asked
 from graft.trunk import fill, held
 from graft.trunk.cut import cut
 from graft.trunk.run import ON_CPU, Frozen
@@ -234,6 +237,48 @@ def test_what_does_not_fit_at_the_end_is_stored_earlier(
     assert f"at {SMALL_END} 0.00 GB would be stored, 0.00 GB may be" in why(built)
     assert_equal(live, built)
     assert_equal(live, reused)
+
+
+@pytest.mark.parametrize(
+    ("limit", "num_bytes", "share"), [(None, END_BYTES, 0), (SMALLEST_BYTES, SMALLEST_BYTES, None),
+                                      (1, 0, 1)],
+    ids=["at the end", "earlier", "not at all"],
+)  # fmt: skip
+def test_a_forecast_says_what_is_then_done(
+    config: RunConfig, tmp_path: Path, limit: int | None, num_bytes: int, share: float | None
+) -> None:
+    config = replace(config, augmentation=NoAugmentation())
+    if limit is not None:
+        config = replace(config, cache=gigabytes(limit))
+    dataset = train.load_dataset(config)
+
+    def forecasted() -> Forecast:
+        network = train.build_network(config, dataset.examples.classes, torch.device("cpu"))
+        return forecast(config, dataset.examples, dataset.digests, cut(network.module))
+
+    before = forecasted()
+    assert before.num_bytes == num_bytes * PICTURES and not before.is_there
+    assert before.live_share == share if share is not None else 0 < before.live_share < 1
+    done = run(config, tmp_path / "run")
+    assert why(done).startswith(before.why) and before.why in before.line()
+    assert done.info["trunk"]["gigabytes"] == round(before.num_bytes / 1e9, 4)
+    after = forecasted()
+    assert after.is_there is (num_bytes > 0) and after.num_bytes == before.num_bytes
+
+
+@pytest.mark.parametrize("augmentation", [NoAugmentation(), RandomCrop()], ids=str)
+def test_the_time_of_a_dry_run_has_what_runs_for_every_batch(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, augmentation: Augmentation
+) -> None:
+    """Whatever is timed takes 16 seconds: each of 16 pictures in the trunk takes one."""
+    monkeypatch.setattr(dry, "_timed", lambda call, device: 16.0)
+    monkeypatch.setattr(dry, "_fit_s", lambda *_: 0.0)
+    asked = Asked("run", {}, replace(config, augmentation=augmentation, epochs=3))
+    cost = dry._cost([asked], set())
+    stored_s = float(PICTURES)
+    live_s = 3.0 * (64 + 8)  # training and validation pictures
+    expected = (stored_s, 0.0) if augmentation == NoAugmentation() else (0.0, live_s)
+    assert (cost.trunk_s, cost.fit_s) == expected
 
 
 def test_how_fast_a_fill_was_is_not_seen_in_what_runs_for_every_batch(

@@ -57,13 +57,12 @@ def stored(
         return _opened(shelf, *found, None, Origin(own.at, "reused"), started)
     probe = next(pictures.batches([np.arange(min(PROBE, len(pictures.examples.ids)))]))
     try:
-        chosen = _choose(config, shelf, own, probe, autocast)
+        chosen = choose(config, shelf, own, probe, autocast)
     except NotRows as error:
         return str(error)
     if chosen.candidate is None:
         return chosen.why
-    if chosen.why:
-        place = place_of(own, (chosen.candidate.name,))
+    place = place_chosen(own, chosen)
     left = exits.rest(own.trunk, place.exit)
     found = shelf.find(place) if left is not None else None
     if found is not None:
@@ -97,14 +96,18 @@ def _opened(
     return shelf.activations(format, found, held), left, whole
 
 
-def _choose(
+def choose(
     config: RunConfig,
     shelf: Shelf,
     own: Cut,
     probe: torch.Tensor,
     autocast: Callable[[], torch.autocast],
 ) -> plan.Choice:
-    """Where to store, by the sizes and times of a probe."""
+    """Where to store, by the sizes and times of a probe.
+
+    Raises:
+        NotRows: what the trunk gives cannot be stored.
+    """
     examples = shelf.input.examples
     work = plan.Work(shelf.num_rows, len(examples.train) + len(examples.val), config.epochs)
     room = shelf.room_bytes()
@@ -127,6 +130,12 @@ def _choose(
         if e in measured
     ]
     return plan.choose(candidates, work, room)
+
+
+def place_chosen(own: Cut, chosen: plan.Choice) -> Place:
+    """The place of a candidate: the end, or where it says why not."""
+    assert chosen.candidate is not None
+    return place_of(own, (chosen.candidate.name,) if chosen.why else own.exits)
 
 
 def place_of(cut: Cut, exit: Exit) -> Place:
