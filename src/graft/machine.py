@@ -233,6 +233,14 @@ def prepare_process(config: RunConfig) -> None:
     # Its gradients differ from run to run (a ViT trained whole, on an H200). Without it float32
     # takes plain products of matrices, in the same time, and bfloat16 takes FlashAttention.
     torch.backends.cuda.enable_mem_efficient_sdp(False)
+    # Who calls us may have asked for less, in one of two ways, of a processor too: all is ours to
+    # say, as what is stored goes by our words for it.
+    cpu: Any = torch.backends.mkldnn
+    kinds: tuple[Any, ...] = (
+        torch.backends, torch.backends.cudnn, cpu, cpu.matmul, cpu.conv, cpu.rnn,
+    )  # fmt: skip
+    for kind in kinds:
+        kind.fp32_precision = "none"
     # PyTorch's own default is TF32 in convolutions: 10 bits of precision under the name float32.
     torch.backends.cudnn.allow_tf32 = config.precision != "float32"
     torch.backends.cuda.matmul.allow_tf32 = config.precision == "tf32"
