@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from graft import machine
 from graft.cache import main
 from graft.trunk.store import Store
 
@@ -208,6 +209,17 @@ def test_an_age_that_is_none_is_refused(
         main(["clear", f"--older-than={days}"])
     assert "--older-than" in capsys.readouterr().err
     assert kept(store) == set(KEYS)
+
+
+def test_a_folder_that_cannot_be_written_is_said_once_and_another_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("GRAFT_CACHE", str(tmp_path / "wanted"))
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / "wanted")
+    for _ in range(2):
+        assert machine.cache_dir(tmp_path / "outputs") == tmp_path / "outputs" / ".cache"
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert str(tmp_path / "wanted") in said and str(tmp_path / "outputs" / ".cache") in said
 
 
 def test_help_needs_no_torch() -> None:

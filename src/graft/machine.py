@@ -27,15 +27,24 @@ def cache_dir(output_dir: str | Path = "outputs") -> Path:
     """Where what can be made again is kept: $GRAFT_CACHE, ~/.cache/graft, or the output folder."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     wanted = Path(os.environ.get("GRAFT_CACHE") or Path(home) / "graft").absolute()
-    for folder in (wanted, Path(output_dir).absolute() / ".cache"):
+    beside = Path(output_dir).absolute() / ".cache"
+    for folder in (wanted, beside):
+        why = "it may not be written to"
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if os.access(folder, os.W_OK):
+                return folder
         except OSError as error:
-            log.warning("The cache folder %s cannot be used (%s).", folder, error.strerror)
-            continue
-        if os.access(folder, os.W_OK):
-            return folder
+            why = str(error.strerror)
+        if folder == wanted:
+            _say_once(f"The cache folder {wanted} cannot be used ({why}): {beside} is.")
     raise ConfigError(f"output_dir={output_dir} cannot be written.")
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    """Each array of a sweep asks anew."""
+    log.warning("%s", text)
 
 
 def device(name: str) -> str:
