@@ -287,6 +287,24 @@ def test_a_batch_norm_in_train_mode_belongs_to_the_tail_though_it_is_frozen() ->
     assert halves(module).at == "stem.0"
 
 
+class WritesToPictures(Toy):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.flatten(2).mul_(0.5).unflatten(2, (32, 32)))
+
+    def middle(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.block(x)
+        return y
+
+
+def test_a_trunk_leaves_the_pictures_as_they_are() -> None:
+    """They are run again where a number of them at a time is tried and ruled out."""
+    module, x = WritesToPictures().train(), pictures()
+    found = halves(module)
+    first, again = (found.trunk(x)[0] for _ in range(2))
+    assert torch.equal(first, again) and torch.equal(x, pictures())
+    assert torch.equal(found.tail(first), module(x))
+
+
 def _trunk_overwrites_early(self: Toy, x: torch.Tensor) -> torch.Tensor:
     y = self.block(x)
     return y + x.relu_().sin()
