@@ -182,6 +182,27 @@ def test_a_job_has_its_point_and_what_is_fixed(search: Any) -> None:
     }
 
 
+def test_a_grid_goes_on_in_its_order_and_is_not_put_into_the_queue(search: Any) -> None:
+    """A thousand trials that wait would be read with each look at the study."""
+    ran = Ran(lambda cfg: len(optuna.load_study(study_name=None, storage=storage).trials))
+    grid = ["x=range(3)", "y=0,1", "n_jobs=1", "hydra/sweeper/sampler=grid"]
+    storage = f"sqlite:///{search(square, X, 'n_trials=1', 'dry_run=true').folder / 'study.db'}"
+    for num_trials in (2, 5):
+        found = search(ran, grid[:2], f"n_trials={num_trials}", *grid[2:])
+    expected = [{"x": x, "y": y} for x in range(3) for y in range(2)][:5]
+    assert found.points == expected and len(found.proposed) == 5
+    assert [trial.value for trial in found.trials] == [1, 2, 3, 4, 5]
+    assert found.search["stopped"] == "its 5 trials are done"
+
+
+def test_a_function_may_suggest_more_at_each_point_of_a_grid(search: Any, own: Own) -> None:
+    own("def more(cfg, trial): trial.suggest_float('nested.lr', 0, 1)")
+    settings = ["custom_search_space=own.more", "hydra/sweeper/sampler=grid", "n_trials=4"]
+    found = search(square, ["x=1,2,3"], *settings)
+    assert [point["x"] for point in found.points][:3] == [1, 2, 3]
+    assert len({point["nested.lr"] for point in found.points}) == 4
+
+
 def test_a_glob_is_all_options_of_its_group(search: Any) -> None:
     ran = Ran()
     search(ran, ["group=glob(*,exclude=t*)"], "n_trials=9")

@@ -13,7 +13,7 @@ from hydra_plugins.study_sweeper._errors import BadSearch
 
 
 class Grid(optuna.samplers.RandomSampler):
-    """Every point of the space is put into the queue in the beginning: there is none to propose.
+    """Every point of the space is asked for in turn: there is none to propose.
 
     Optuna's own GridSampler works with `Study.optimize` alone.
     """

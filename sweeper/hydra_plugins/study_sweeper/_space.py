@@ -80,6 +80,7 @@ class Param:
 
 
 Point = dict[str, Value]
+Identity = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ class Space:
         return found
 
 
-def identity(point: Mapping[str, Value]) -> tuple[tuple[str, str], ...]:
+def identity(point: Mapping[str, Value]) -> Identity:
     """Equal for equal points."""
     return tuple(sorted((name, written(value)) for name, value in point.items()))
 

@@ -137,8 +137,8 @@ def run(
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     folder = Path(str(config.hydra.sweep.dir)).absolute()
     points = _points.points(settings.get("enqueue"), space)
-    if _samplers.is_grid(settings.sampler):
-        points += _grid(space, asked.budget.n_trials)
+    is_grid = _samplers.is_grid(settings.sampler)
+    grid = _grid(space, asked.budget.n_trials) if is_grid else []
     address = _storage.address(settings.get("storage"), folder)
     name = _report.study_name(config.hydra)
     if settings.get("dry_run"):
@@ -156,7 +156,7 @@ def run(
             bookkeeping = settings.get("bookkeeping") or ()
             _study.check_same(study, space, bookkeeping, _given_names(settings))
             presence = Presence(study)
-            search = _prepared(asked, space, custom, study, is_new, folder, points, presence)
+            search = _prepared(asked, space, custom, study, is_new, folder, points, grid, presence)
         results = _results.Results(
             folder, study, space, storage=_storage.in_words(address), names=asked.names,
             n_trials=asked.budget.n_trials, sampler=_name(study.sampler), is_group=is_group,
@@ -214,6 +214,7 @@ def _prepared(
     is_new: bool,
     folder: Path,
     points: Sequence[Any],
+    grid: Sequence[Any],
     presence: Presence,
 ) -> Search:
     settings, budget = asked.settings, asked.budget
@@ -227,7 +228,7 @@ def _prepared(
     if num_queued:
         log.info("%d points to begin with", num_queued)
     seed = settings.sampler.get("seed")
-    trials = _study.Trials(study, space, presence, budget.n_trials, seed, custom)
+    trials = _study.Trials(study, space, presence, budget.n_trials, seed, custom, grid)
     waiting = trials.reclaim()
     if waiting:
         log.info("trials %s had not ended: they are run again", ", ".join(map(str, waiting)))
@@ -292,7 +293,7 @@ def _grid(space: Space, n_trials: int | None) -> list[Any]:
             "The grid has %d points, hydra.sweeper.n_trials is %d: the first %d are run.",
             len(found), n_trials, n_trials,
         )  # fmt: skip
-    return found if n_trials is None else found[:n_trials]
+    return found
 
 
 def _say_what(asked: Asked, space: Space, points: Sequence[Any], address: Any, name: str) -> None:
