@@ -190,10 +190,13 @@ class Results:
             program = ["python", "-m", typed.parent.name]
         else:
             program = ["python", sys.argv[0]] if typed.suffix == ".py" else [typed.name]
-        point = self._space.overrides(self._point(trial))
+        return [*program, *self._overrides(trial)]
+
+    def _overrides(self, trial: FrozenTrial) -> list[str]:
+        """What sets the point of a trial, and what was fixed with it."""
         left_out = {"hydra", *self._bookkeeping}
         fixed = [one for one in self._space.fixed if section(one) not in left_out]
-        return [*program, *fixed, *point]
+        return [*fixed, *self._space.overrides(self._point(trial))]
 
     def _write_best(self, best: Sequence[FrozenTrial]) -> None:
         if len(self._names) == 1:
@@ -215,10 +218,12 @@ class Results:
         config: Any = OmegaConf.create()
         groups: list[Any] = []
         group = EXPERIMENT.parent.name
-        for line in self.command(trial)[1:]:
-            key, is_set, text = line.lstrip("+").partition("=")
-            if not is_set or line.startswith("~"):
+        overrides = self._overrides(trial)
+        deleted = [line for line in overrides if line.startswith("~")]
+        for line in overrides:
+            if line in deleted:
                 continue
+            key, _, text = line.lstrip("+").partition("=")
             value = as_read(text)
             name = value if value is None or isinstance(value, list) else text
             if key == group:  # this file stands in for another one of its group
@@ -228,15 +233,17 @@ class Results:
             else:
                 OmegaConf.update(config, key, value, force_add=True)
         shown = ", ".join(f"{v:.5g}" for v in trial.values or ())
+        num_trials = sum(map(counts, self._study.get_trials(deepcopy=False)))
         lines = [
             "# @package _global_",
             "#",
-            f"# The best of {len(self._study.trials)} trials (trial {trial.number}): "
-            f"{self._names[0]} {shown}.",
+            f"# The best of {num_trials} trials (trial {trial.number}): {self._names[0]} {shown}.",
             "#",
             f"#   --config-dir {shlex.quote(str(self._folder))} "
             f"{'' if group in self._choices else '+'}{group}={EXPERIMENT.stem}",
         ]
+        if deleted:
+            lines += ["#", f"# No file can say this, give it as well: {shlex.join(deleted)}"]
         # What overrides stands last in a list of defaults.
         groups.sort(key=lambda one: isinstance(one, dict) and str(*one).startswith("override"))
         parts = [OmegaConf.to_yaml(OmegaConf.create({"defaults": groups}))] if groups else []
