@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -11,6 +12,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from hydra_plugins.study_sweeper import _results
 from hydra_plugins.study_sweeper._errors import BadSearch
 from hydra_plugins.study_sweeper._space import space
 from hydra_plugins.study_sweeper._study import check_same
@@ -44,6 +46,38 @@ def test_the_best_is_written_as_the_official_sweeper_writes_it(search: Any) -> N
     expected = {"name": "optuna", "best_params": best.params, "best_value": best.value}
     text = (found.folder / "optimization_results.yaml").read_text()
     assert text == OmegaConf.to_yaml(OmegaConf.create(expected))
+
+
+def test_a_file_that_takes_long_is_written_less_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of thousands of trials: most of the time is the search's own."""
+    now = 0.0
+    written: list[float] = []
+
+    def slow(*_: Any) -> None:
+        nonlocal now
+        written.append(now)
+        now += 2.0
+
+    study = optuna.create_study()
+    results = _results.Results(
+        tmp_path, study, space(X), storage="", names=["value"], n_trials=None, sampler="",
+        is_group=lambda key: False,
+    )  # fmt: skip
+    monkeypatch.setattr(_results, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(_results, "write_whole", slow)
+    for _ in range(100):
+        results.write()
+        now += 0.5
+    assert written == [0.0, 42.0]
+
+
+def test_what_no_file_can_say_is_said_beside_the_best_point(search: Any) -> None:
+    found = search(square, ["x=1,2", "~seed", "~where"], "n_trials=1")
+    text = (found.folder / "experiment" / "best.yaml").read_text()
+    assert "# No file can say this, give it as well: '~seed' '~where'\n" in text
+    assert set(OmegaConf.create(text)) == {"x"}
 
 
 @pytest.mark.slow

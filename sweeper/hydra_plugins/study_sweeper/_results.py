@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 # While the search goes on; the study itself has each trial at once.
 EVERY_S = 1.0
+REST = 20.0  # so many times as long as it took is then left to the search: thousands take a while
 SEARCH = "search.json"
 RESULTS = "optimization_results.yaml"
 EXPERIMENT = Path("experiment", "best.yaml")
@@ -140,7 +141,7 @@ class Results:
         self._storage, self._names, self._n_trials = storage, names, n_trials
         self._sampler, self._is_group, self._bookkeeping = sampler, is_group, bookkeeping
         self._choices = choices
-        self._written_at = float("-inf")
+        self._due_at = float("-inf")
 
     def write(
         self, stopped: str | None = None, *, is_last: bool = False, is_due: bool = False
@@ -152,10 +153,10 @@ class Results:
             is_last: whether the search is over: then the best point is written down as well.
             is_due: whatever the time of the last one.
         """
-        is_soon = time.monotonic() - self._written_at < EVERY_S
-        if is_soon and not (is_last or is_due):
+        began = time.monotonic()
+        if began < self._due_at and not (is_last or is_due):
             return []
-        self._written_at = time.monotonic()
+        self._due_at = began + EVERY_S
         best = best_of(self._study)
         is_one = len(best) > 0 and len(self._names) == 1
         values = {
@@ -179,6 +180,8 @@ class Results:
             "best_experiment": str(EXPERIMENT) if is_one and is_last else None,
         }
         write_whole(self._folder / SEARCH, json.dumps(values, indent=1, ensure_ascii=False))
+        now = time.monotonic()
+        self._due_at = max(self._due_at, now + REST * (now - began))
         if is_last and best:
             self._write_best(best)
         return best
