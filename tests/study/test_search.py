@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from hydra_plugins.study_sweeper import _search
-from hydra_plugins.study_sweeper._errors import SearchFailed
+from hydra_plugins.study_sweeper._errors import BadSearch, SearchFailed
 from hydra_plugins.study_sweeper.trial import handle, report
 
 X = ["x=interval(-1,1)"]
@@ -345,6 +345,18 @@ def test_a_trial_of_several_jobs_is_judged_by_their_mean(search: Any) -> None:
     folders = {trial.number * 3 + job for trial in found.trials for job in range(3)}
     assert {int(one.name) for one in found.folder.iterdir() if one.name.isdigit()} == folders
     assert found.results == {"name": "optuna", "best_params": {"x": 10}, "best_value": 13.0}
+
+
+def test_a_study_does_not_go_on_with_trials_of_other_jobs(search: Any) -> None:
+    """They could not be compared, and would get the numbers and folders of its jobs."""
+    ran = Ran()
+    search(ran, X, "n_trials=2", "replicates=3")
+    for settings in (["replicates=1"], ["replicates=3", "replicate_key=y"]):
+        with pytest.raises(BadSearch, match=r"holds trials with hydra\.sweeper\.replicates=3 and"):
+            search(ran, X, "n_trials=4", *settings)
+    assert len(ran.jobs) == 6
+    search(ran, X, "n_trials=3", "replicates=3")
+    assert len(ran.jobs) == 9
 
 
 def test_what_jobs_of_a_trial_differ_in_can_be_named(search: Any) -> None:

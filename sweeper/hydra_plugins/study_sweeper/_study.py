@@ -51,7 +51,8 @@ LOOK_S = 1.0
 MAX_REPEATED = 100
 
 # Attributes of the study.
-_SPACE, _FIXED, _OBJECTIVES, _RESTORING = "space", "fixed", "objectives", "restoring"
+_SPACE, _FIXED, _OBJECTIVES, _JOBS = "space", "fixed", "objectives", "jobs"
+_RESTORING = "restoring"
 
 
 def created(
@@ -87,16 +88,22 @@ def created(
 
 
 def check_same(
-    study: optuna.Study, space: Space, bookkeeping: Sequence[str] = (), names: Sequence[str] = ()
+    study: optuna.Study,
+    space: Space,
+    bookkeeping: Sequence[str] = (),
+    names: Sequence[str] = (),
+    jobs: str = "",
 ) -> None:
     """That a study can go on with a space, and note it in there.
 
     Args:
         bookkeeping: sections of the configuration that say where or how fast, and may change.
         names: of the objectives, where they were given.
+        jobs: of each trial, as `jobs_of` has them. By them jobs have their numbers, too.
 
     Raises:
-        BadSearch: its trials were of other settings or objectives, or its choices were others.
+        BadSearch: its trials were of other settings or objectives, or had other jobs, or its
+            choices were others.
     """
     known = {key: from_json(text) for key, text in study.user_attrs.get(_SPACE, {}).items()}
     for param in space.params:
@@ -125,10 +132,23 @@ def check_same(
             f"{', '.join(had)}; now {', '.join(names)}. "
             "Name another study: hydra.sweeper.study_name=..., or another sweep."
         )
+    had_jobs = study.user_attrs.get(_JOBS) or jobs
+    if had_jobs != jobs and study.get_trials(deepcopy=False):
+        raise BadSearch(
+            f"The study {study.study_name} holds trials with hydra.sweeper.{had_jobs}; now "
+            f"hydra.sweeper.{jobs}. "
+            "Name another study: hydra.sweeper.study_name=..., or another sweep."
+        )
     texts = {p.name: distribution_to_json(p.distribution) for p in space.params}
     study.set_user_attr(_SPACE, texts)
     study.set_user_attr(_FIXED, now)
     study.set_user_attr(_OBJECTIVES, list(names) or had)
+    study.set_user_attr(_JOBS, jobs)
+
+
+def jobs_of(replicates: int, key: str) -> str:
+    """By which jobs a trial is judged."""
+    return f"replicates={replicates}" + (f" and replicate_key={key}" if replicates > 1 else "")
 
 
 def fixed_of(study: optuna.Study) -> list[str]:

@@ -154,7 +154,8 @@ def run(
     try:
         with _storage.explained(address):
             bookkeeping = settings.get("bookkeeping") or ()
-            _study.check_same(study, space, bookkeeping, _given_names(settings))
+            jobs = _study.jobs_of(settings.get("replicates") or 1, settings.replicate_key)
+            _study.check_same(study, space, bookkeeping, _given_names(settings), jobs)
             presence = Presence(study)
             search = _prepared(asked, space, custom, study, is_new, folder, points, grid, presence)
         results = _results.Results(
