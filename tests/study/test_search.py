@@ -435,6 +435,14 @@ def test_seeds_in_turn_end_with_those_that_are_worse_than_the_best_trials(
         assert [trial.value for trial in found.trials] == pytest.approx([1.025, 0.025])
 
 
+def test_that_a_pruner_of_seeds_has_none_to_compare_is_said(
+    search: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search(square, X, "hydra/sweeper/pruner=wilcoxon", "n_trials=1")
+    said = "with hydra.sweeper.replicates=1 and 1 objectives it prunes nothing"
+    assert said in capsys.readouterr().out
+
+
 def test_seeds_in_turn_end_with_one_that_fails(search: Any) -> None:
     ran = Ran(lambda cfg: 1 / (cfg.seed - 1))
     with pytest.raises(SearchFailed, match="No trial completed"):

@@ -31,6 +31,7 @@ from hydra_plugins.study_sweeper._space import Space
 log = logging.getLogger(__name__)
 
 _DIRECTIONS = ("minimize", "maximize")
+_WILCOXON = "WilcoxonPruner"
 
 
 @dataclass(frozen=True)
@@ -240,10 +241,17 @@ def _prepared(
     )
     if not is_new:
         _say_state(trials, budget)
+    replicates, is_wilcoxon = settings.get("replicates") or 1, _name(study.pruner) == _WILCOXON
+    if is_wilcoxon and (replicates == 1 or len(study.directions) > 1):
+        log.warning(
+            "The pruner wilcoxon compares the jobs that a trial has for several seeds, by one "
+            "objective: with hydra.sweeper.replicates=%d and %d objectives it prunes nothing.",
+            replicates, len(study.directions),
+        )  # fmt: skip
     return Search(
         study, trials, space, budget, together=settings.get("together") or 1,
-        replicates=settings.get("replicates") or 1, replicate_key=settings.replicate_key,
-        in_turn=_name(study.pruner) == "WilcoxonPruner" and len(study.directions) == 1,
+        replicates=replicates, replicate_key=settings.replicate_key,
+        in_turn=is_wilcoxon and len(study.directions) == 1,
         presence=presence, sweep_dir=folder,
         names=_given_names(settings),
     )  # fmt: skip
