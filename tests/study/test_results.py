@@ -235,6 +235,8 @@ def test_a_study_that_is_gone_is_made_anew_from_the_searchs_file(search: Any) ->
         (X, ['enqueue="x=5"'], "hydra.sweeper.enqueue: x=5 is not in the space, -1 to 1."),
         (X, ["conditions={y: {x: 1}}"], "hydra.sweeper.conditions: y is not searched"),
         (X, ["hydra/sweeper/sampler=grid"], "sampler=grid: the space is not finite"),
+        (X, ["sampler=null"], "hydra.sweeper.sampler=null: name one: hydra/sweeper/sampler=tpe."),
+        (X, ["storage=journal://a.log"], "a journal is journal:///and its path, with three slash"),
         (X, ["storage=nosuch://x"], "hydra.sweeper.storage=nosuch://x cannot be used"),
         (X, ["replicates=2", "replicate_key=nothing"], "nothing"),
         (["name=plain,b"], ["objectives=['${name}']"], "to minimize plain, this trial would be to"),

@@ -506,6 +506,7 @@ def test_a_job_that_raises_optunas_own_exception_is_pruned(search: Any) -> None:
     ("setting", "count"),
     [
         ("direction=[minimize,maximize]", 2),
+        ("pruner=null", 1),
         pytest.param("hydra/sweeper/pruner=none", 1, marks=pytest.mark.slow),
     ],
 )

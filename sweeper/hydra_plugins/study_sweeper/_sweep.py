@@ -108,7 +108,8 @@ def _directions(settings: DictConfig) -> list[str]:
 
 
 def _given_names(settings: DictConfig) -> list[str]:
-    return [str(name) for name in settings.get("objectives") or ()]
+    asked = settings.get("objectives") or ()
+    return [asked] if isinstance(asked, str) else [str(name) for name in asked]
 
 
 def _numbered(count: int) -> list[str]:
@@ -380,5 +381,5 @@ def _name(thing: Any) -> str:
     return type(thing).__name__
 
 
-def _short(config: DictConfig) -> str:
-    return str(config.get("_target_", "")).rpartition(".")[2]
+def _short(config: DictConfig | None) -> str:
+    return "none" if config is None else str(config.get("_target_", "")).rpartition(".")[2]
