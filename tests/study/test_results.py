@@ -282,6 +282,17 @@ def test_a_setting_out_of_its_bounds_is_refused_by_its_name(settings: Any, said:
         Asked.of(OmegaConf.create(given))
 
 
+def test_one_name_may_stand_for_a_list_of_one() -> None:
+    given = {"direction": "minimize", "objectives": "loss", "n_trials": 20}
+    assert Asked.of(OmegaConf.create(given)).goal == "minimize loss"
+
+
+def test_a_dry_run_says_what_is_wrong_with_the_storage(search: Any, tmp_path: Path) -> None:
+    (tmp_path / "bad.db").write_text("no database" * 100)
+    with pytest.raises(BadSearch, match=r"bad\.db cannot be used: file is not a database"):
+        search(square, X, f"storage=sqlite:///{tmp_path / 'bad.db'}", "dry_run=true")
+
+
 def test_a_dry_run_shows_the_search_and_makes_nothing(
     search: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -326,12 +326,18 @@ def _say_what(asked: Asked, space: Space, points: Sequence[Any], address: Any, n
 
 
 def _state_of(address: Any, name: str) -> str:
+    """
+    Raises:
+        BadSearch: the storage cannot be used.
+    """
     try:
-        storage = _storage.opened(address, is_new_allowed=False)
-        study = optuna.load_study(study_name=name, storage=storage)
-    except (FileNotFoundError, KeyError, BadSearch):
+        with _storage.explained(address):
+            storage = _storage.opened(address, is_new_allowed=False)
+            study = optuna.load_study(study_name=name, storage=storage)
+            trials = study.get_trials(deepcopy=False)
+    except (FileNotFoundError, KeyError):
         return "not begun"
-    states = [trial.state.name.lower() for trial in study.get_trials(deepcopy=False)]
+    states = [trial.state.name.lower() for trial in trials]
     kinds = sorted(set(states))
     return ", ".join(f"{states.count(kind)} {kind}" for kind in kinds) or "no trial yet"
 
