@@ -241,6 +241,7 @@ class Sweep:
     """What its runs belong to.
 
     Attributes:
+        default_name: what `name` stands for where it is not given.
         axes: the keys that differ between the runs: they name the runs' folders.
         overwrite: whether runs in its folder that have other settings, or were trained on other
             data or from other weights, may be replaced.
@@ -249,6 +250,7 @@ class Sweep:
     """
 
     name: str = "single"
+    default_name: str = "single"
     axes: tuple[str, ...] = ()
     overwrite: bool = False
     dry_run: bool = False
