@@ -159,7 +159,7 @@ def test_what_registers_something_while_it_warms_up_is_left_as_it_is(launch: Lau
 
 
 def test_a_warm_up_that_logs_is_alive(launch: Launch) -> None:
-    settings = ["hydra.launcher.warm_up=warm.talks", "hydra.launcher.timeout_s=3"]
+    settings = ["hydra.launcher.warm_up=warm.talks", "hydra.launcher.timeout_s=4.5"]
     ahead.start("warm.talks")
     assert values(launch(lambda cfg: cfg.a, [["a=1"]], *settings, launcher="slots")) == [1]
 
