@@ -68,7 +68,7 @@ class Lab:
     def seen(self) -> "Seen":
         """What MLflow has, once all that was given to it has been sent."""
         for sweep in self.opened:
-            sweep.wait(30)
+            sweep.wait(120)  # who talks to MLflow gives way to all that else wants a core
         return Seen(self.uri or default_uri(self.output))
 
     def ask_for(self, *numbers: int) -> None:
