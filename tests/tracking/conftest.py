@@ -225,6 +225,12 @@ def _no_mlflow_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
+@pytest.fixture(autouse=True)
+def _no_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who talks to MLflow gives way to others: where they are busy, its start takes a minute."""
+    monkeypatch.setattr("graft.tracking.sweep.FINISH_S", 300.0)
+
+
 @pytest.fixture(scope="session")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty database with MLflow's tables: making them takes seconds."""
