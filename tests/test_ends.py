@@ -79,7 +79,7 @@ def test_a_sweep_that_another_process_drives_is_left_to_it(
     began = time.monotonic()
     with Lock(sweep / LOCK):
         assert app._end(code) == expected
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < driver_module.WAIT_S  # nobody has waited for it
     assert f"{sweep} is being worked on by process {os.getpid()}" in capsys.readouterr().err
     assert not (sweep / "results.csv").exists()
 

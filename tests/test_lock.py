@@ -52,7 +52,7 @@ def test_who_holds_it_is_said(tmp_path: Path) -> None:
 def test_it_is_free_when_its_holder_is_killed(tmp_path: Path) -> None:
     path, own = tmp_path / ".lock", Lock(tmp_path / ".lock")
     with held_elsewhere(path) as process:
-        threading.Timer(0.3, os.kill, (process.pid, signal.SIGKILL)).start()
+        threading.Timer(1.0, os.kill, (process.pid, signal.SIGKILL)).start()
         assert own.acquire(wait_s=10)
     assert own.is_held
     own.release()

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -543,6 +544,9 @@ def test_runs_train_before_the_disk_has_what_they_train_on(
     seen: list[tuple[int, list[str]]] = []
 
     def looked() -> None:
+        deadline = time.monotonic() + 60  # the first epoch may be over before it is asked
+        while disk.num_waiting < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
         seen.append((disk.num_waiting, [path.suffix for path in cache.glob("*.part")]))
         disk.may.set()
 

@@ -144,7 +144,8 @@ def test_a_sweep_that_was_killed_goes_on_as_if_nothing_had_happened(
     kill_at(home.start(*arguments), f"{home.name('fine_tune', 0.01)}: best epoch")
     statuses = {run.name: run.info["status"] for run in read_runs(home.sweep)}
     finished = [name for name, status in statuses.items() if status == "completed"]
-    assert len(finished) == 4 and sorted(statuses.values())[4:] == ["running"] * 2
+    # By the time it is killed another may be finished, but not all.
+    assert 4 <= len(finished) < 6 and set(statuses.values()) == {"completed", "running"}
     before = {
         path: path.stat().st_mtime_ns
         for name in finished
@@ -152,7 +153,7 @@ def test_a_sweep_that_was_killed_goes_on_as_if_nothing_had_happened(
         if path.name != LOG
     }
     done = home.graft(*arguments)
-    assert done.stderr.count("finished already") == 4
+    assert f"{len(finished)} of 6 runs are finished already." in done.stderr
     assert {path: path.stat().st_mtime_ns for path in before} == before
     found = results(home.sweep)
     assert len(found) == 6 and found == results(extended[0].sweep)

@@ -298,9 +298,10 @@ def test_a_study_that_is_gone_is_made_anew_with_what_a_function_has_suggested(
 ) -> None:
     own(HOOK)
     ran = Ran()
-    first = search(ran, X, "custom_search_space=own.more", "n_trials=3")
+    points = 'enqueue="x=0.5,-0.5,0.25"'  # more is suggested where x is above 0
+    first = search(ran, X, "custom_search_space=own.more", "n_trials=3", points)
     before = first.points
-    assert any("nested.lr" in point for point in before)
+    assert ["nested.lr" in point for point in before] == [True, False, True]
     # Of one that ran when the study was lost.
     told = first.search
     told["trials"][2]["state"] = "running"

@@ -88,8 +88,14 @@ def test_with_one_slot_each_job_is_asked_for_when_the_last_one_is_known(feed_to:
     assert feed.events == ["given 0", "ended 0", "given 1", "ended 1", "given 2", "ended 2"]
 
 
-def test_slots_are_filled_with_one_job_ahead_and_none_waits_for_the_slowest(feed_to: Run) -> None:
+def test_slots_are_filled_with_one_job_ahead_and_none_waits_for_the_slowest(
+    feed_to: Run, tmp_path: Path
+) -> None:
     def task(cfg: Any) -> float:
+        (tmp_path / f"{cfg.a}.began").touch()
+        deadline = time.monotonic() + 60  # the other worker may be ready much later
+        while len(list(tmp_path.glob("*.began"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
         time.sleep(2.0 if cfg.a == 0 else 0.05)
         return time.time()
 

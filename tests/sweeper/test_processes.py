@@ -53,6 +53,9 @@ def test_devices_are_shared_by_as_many_jobs_as_asked_and_share_the_load(
     def task(cfg: Any) -> int:
         device = os.environ["CUDA_VISIBLE_DEVICES"]
         (tmp_path / f"{cfg.a}.began").write_text(f"{device} {time.time()}")
+        deadline = time.monotonic() + 60  # or the first to be ready may have most before the last
+        while len(list(tmp_path.glob("*.began"))) < 4 * per_gpu and time.monotonic() < deadline:
+            time.sleep(0.05)
         time.sleep(0.4 if cfg.a % 4 == 0 else 0.2)
         (tmp_path / f"{cfg.a}.ended").write_text(f"{device} {time.time()}")
         return os.getpid()
@@ -196,17 +199,18 @@ def test_a_silent_job_is_ended_and_one_that_logs_or_tells_is_not(apart: Launch) 
 
         from hydra_plugins.gpu_launcher import progress
 
-        for step in range(8):
+        for step in range(14):
             time.sleep(0.5)
             if cfg.a == 1:
                 logging.getLogger("app").info("at work")
             if cfg.a == 2:
-                progress.tell(2, step / 8)
+                progress.tell(2, step / 14)
         return int(cfg.a)
 
-    settings = ("hydra.launcher.timeout_s=2.5", "hydra.launcher.cpu_slots=3")
+    # Longer than three workers take to start on a busy machine: till then they are silent.
+    settings = ("hydra.launcher.timeout_s=5", "hydra.launcher.cpu_slots=3")
     silent, logging, telling = outcomes(apart(task, jobs(3), *settings))
-    assert "no sign of life for 2.5 s" in str(silent)
+    assert "no sign of life for 5 s" in str(silent)
     assert (logging, telling) == (1, 2)
 
 
@@ -276,12 +280,15 @@ def test_no_job_no_process(apart: Launch) -> None:
 # --- before the first job ---------------------------------------------------------------------
 
 APPLICATION = """
-import os
+import os, time
 
 warm = []
 
 def warm_up():
     warm.append(os.getpid())
+
+def slowly():
+    time.sleep(30)
 
 def warm_up_in_vain():
     raise ImportError("not here")
@@ -367,11 +374,13 @@ def test_prepared_jobs_that_are_done_are_not_run(apart: Launch, application: str
 
 
 def test_ctrl_c_while_jobs_are_prepared_leaves_no_process(apart: Launch, application: str) -> None:
+    functions = {"warm_up": "slowly", "prepare": "interrupted"}
+    settings = [f"hydra.launcher.{key}={application}.{name}" for key, name in functions.items()]
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        apart(lambda cfg: cfg.a, jobs(4), f"hydra.launcher.prepare={application}.interrupted")
-    assert time.monotonic() - began < 8  # nobody waits until the workers have started
-    assert not children()
+        apart(lambda cfg: cfg.a, jobs(4), *settings)
+    assert time.monotonic() - began < 20  # nobody waits until the workers have started
+    until(lambda: not children())
 
 
 def test_what_an_application_imports_is_what_the_launcher_uses() -> None:
@@ -458,7 +467,7 @@ def test_the_end_of_a_process_is_noticed_though_a_fork_of_it_lives(apart: Launch
     began = time.monotonic()
     (error,) = outcomes(apart(task, jobs(1)))
     assert "SIGKILL" in str(error)
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 20  # the fork lives for 30 s
 
 
 def test_a_result_that_only_the_worker_can_read_is_told_in_words(
@@ -541,9 +550,9 @@ APP = """
 import os, subprocess, time, hydra
 @hydra.main(version_base="1.3", config_path=None)
 def main(cfg):
-    for pid in (subprocess.Popen(["sleep", "60"]).pid, os.getpid()):
-        (open(f"{cfg.folder}/{pid}", "w")).close()
+    open(f"{cfg.folder}/{subprocess.Popen(['sleep', '60']).pid}", "w").close()
     try:
+        open(f"{cfg.folder}/{os.getpid()}", "w").close()
         time.sleep(60)
     except KeyboardInterrupt:
         open(f"{cfg.folder}/{os.getpid()}.saved", "w").close()
@@ -617,18 +626,19 @@ def started(tmp_path: Path, app: str = APP) -> tuple["subprocess.Popen[bytes]", 
         "hydra.launcher.cpu_slots=2", "+x=0,1",
     ]  # fmt: skip
     driver = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
-    until(lambda: len(list(folder.iterdir())) == 4)
+    until(lambda: len(list(folder.iterdir())) == 4, 60)
     return driver, folder, [int(path.name) for path in folder.iterdir()]
 
 
 def children() -> list[str]:
     """Worker processes of this one."""
     mine = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    return [pid for pid in mine if b"_worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    alive = [pid for pid in mine if is_there(int(pid))]  # what was killed may take a while to go
+    return [pid for pid in alive if b"_worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
-def until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+def until(is_so: Callable[[], bool], within_s: float = 20.0) -> None:
+    deadline = time.monotonic() + within_s
     while not is_so():
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -235,8 +235,12 @@ def test_what_jobs_print_is_seen_once_with_its_slot(
 def test_fail_fast_ends_what_runs_in_order(far: Launch, tmp_path: Path) -> None:
     def task(cfg: Any) -> Any:
         if cfg.a == 0:
+            deadline = time.monotonic() + 60  # the other slot may be ready much later
+            while not (tmp_path / "began").exists() and time.monotonic() < deadline:
+                time.sleep(0.05)
             time.sleep(1)
             raise ValueError("at once")
+        (tmp_path / "began").touch()
         try:
             time.sleep(60)
         except KeyboardInterrupt:
@@ -283,9 +287,9 @@ APP = """
 import os, time, hydra
 @hydra.main(version_base="1.3", config_path=None)
 def main(cfg):
-    (open(f"{cfg.folder}/{os.getpid()}", "w")).close()
-    (open(f"{cfg.folder}/{os.getppid()}", "w")).close()
     try:
+        (open(f"{cfg.folder}/{os.getpid()}", "w")).close()
+        (open(f"{cfg.folder}/{os.getppid()}", "w")).close()
         time.sleep(60)
     except KeyboardInterrupt:
         open(f"{cfg.folder}/{os.getpid()}.saved", "w").close()
@@ -353,10 +357,10 @@ def test_no_process_outlives_the_launcher(
     own = f"hydra.launcher.init={{num_cpus: 2, _temp_dir: {short_folder}}}"
     where = own if is_own else f"hydra.launcher.address={nodes.address}"
     with driver(tmp_path, APP, f"+folder={folder}", "hydra.launcher.slots=2", where, "+x=0,1") as d:
-        until(lambda: len(list(folder.iterdir())) == 4)
+        until(lambda: len(list(folder.iterdir())) == 4, 90)
         pids = [int(path.name) for path in folder.iterdir()]
         d.send_signal(sent)
-        d.communicate(timeout=30)
+        d.communicate(timeout=50)
     until(lambda: not any(is_there(pid) for pid in pids))
     assert len(list(folder.glob("*.saved"))) == (2 if is_in_order else 0)
 
@@ -400,7 +404,8 @@ def test_a_node_that_is_lost_costs_a_retry_and_nothing_else(tmp_path: Path, node
     folder.mkdir()
     settings = [f"hydra.launcher.address={nodes.address}", "hydra.launcher.max_retries=1"]
     with driver(tmp_path, SLOW_APP, f"+folder={folder}", *settings, "+x=range(6)") as d:
-        until(lambda: len(list(folder.iterdir())) >= 3)
+        # A job on each node: one may be ready much later than another.
+        until(lambda: len({path.name.split()[-1] for path in folder.iterdir()}) == 3, 90)
         nodes.lose_one()
         out, error = d.communicate(timeout=90)
     assert d.returncode == 0, out + error

@@ -228,7 +228,7 @@ def main(cfg):
     assert progress.is_live()
     for step in range(4):
         progress.tell(None, step / 4, f"step {step}")
-        time.sleep(0.25)
+        time.sleep(0.5)  # the table is drawn four times a second
     print("printed", cfg.x)
     logging.getLogger("app").warning("logged %s", cfg.x)
     print("complained", cfg.x, file=sys.stderr)

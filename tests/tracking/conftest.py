@@ -69,7 +69,7 @@ class Lab:
     def seen(self) -> "Seen":
         """What MLflow has, once all that was given to it has been sent."""
         for sweep in self.opened:
-            sweep.wait(30)
+            sweep.wait(120)  # who talks to MLflow gives way to all that else wants a core
         return Seen(self.uri or default_uri(self.output))
 
     def ask_for(self, *numbers: int) -> None:
@@ -224,6 +224,12 @@ def _no_mlflow_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+@pytest.fixture(autouse=True)
+def _no_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who talks to MLflow gives way to others: where they are busy, its start takes a minute."""
+    monkeypatch.setattr("graft.tracking.sweep.FINISH_S", 300.0)
 
 
 @pytest.fixture(scope="session")

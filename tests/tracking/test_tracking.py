@@ -144,7 +144,7 @@ def test_two_sweeps_of_one_name_in_other_folders_are_two(lab: Any, tmp_path: Pat
     for place in ("here", "there"):
         sweep = SweepTracking.open(tmp_path / place / "demo", Tracking(uri=uri), name="demo",
                                    command="", axes=[], output_dir=tmp_path / place)  # fmt: skip
-        sweep.wait(30)
+        sweep.wait(120)
     found = lab.seen().client.search_runs([lab.seen().experiment.experiment_id])
     assert len({run.data.tags["sweep.id"] for run in found}) == 2
 
@@ -272,7 +272,7 @@ def test_a_run_that_is_pruned_ends_in_mlflow_while_others_are_trained(lab: Any) 
     run = run_tracking(lab.folder, Tracking(uri=lab.uri), 0, lab.titles[0], lab.choices[0])
     run.epochs(lab.rows(0))
     run.finish(lab.record(0, "pruned", "at epoch 3: worse"), "pruned", "at epoch 3: worse", {})
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while [one.info.status for one in lab.seen().runs().values()] != ["KILLED"]:
         assert time.monotonic() < deadline
         time.sleep(0.2)

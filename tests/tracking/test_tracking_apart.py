@@ -17,7 +17,7 @@ from graft.tracking.client import StoreError
 def test_a_store_whose_process_is_killed_is_opened_again(lab: Any, warnings_of: Any) -> None:
     sweep = lab.open()
     lab.begin(sweep, 0)
-    sweep.wait(30)
+    sweep.wait(120)
     os.kill(pid_of(sweep), signal.SIGKILL)
     records = [lab.train(sweep, number) for number in range(2)]
     assert sweep.finish(records, None, None) is not None

@@ -1,6 +1,7 @@
 """The prepared view, in the browser: its format is MLflow's own and may change with a version."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,27 +34,35 @@ def test_the_printed_lines_lead_to_the_four_runs_with_rates_and_accuracies(
 ) -> None:
     from playwright.sync_api import expect
 
+    expect.set_options(timeout=60_000)  # of a busy machine
+    page.set_default_timeout(60_000)
     lab.train_all()
     server.command, link = (s.replace("5000", str(server.port)) for s in lab.opened[0].ui_lines())
     server.start()
     page.goto(link.replace("=CHART", "=TABLE"))
     for name, best in zip(lab.titles, ("0.7", "0.65", "0.9", "0.8"), strict=True):
         row = page.get_by_role("row").filter(has_text=name)
-        index = row.first.get_attribute("row-index", timeout=20_000)
+        index = row.first.get_attribute("row-index")
         cells = page.locator(f'[row-index="{index}"]')
         strategy, rate = name.split()[1], name.split("lr=")[1]
-        values = " ".join(cells.all_inner_texts()).split()
-        assert {strategy, rate, best} <= set(values), values
+        deadline = time.monotonic() + 60  # cells are drawn one after the other
+        while not {strategy, rate, best} <= (values := words_of(cells)):
+            assert time.monotonic() < deadline, values
+            time.sleep(0.1)
     first = page.locator('[row-index="0"]').filter(has_text="lr=")
     expect(first.first).to_contain_text("02 fine_tune lr=0.001")  # best by validation
 
     page.goto("about:blank")
     page.goto(link)
-    expect(page.get_by_text("Parallel Coordinates")).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("Parallel Coordinates")).to_be_visible()
     for chart in ("best/val_accuracy", "val/accuracy", "test/accuracy", "val/loss"):
         expect(page.get_by_text(chart, exact=True).first).to_be_visible()
     for name in lab.titles:
         expect(page.get_by_text(name, exact=True).first).to_be_visible()
+
+
+def words_of(cells: Any) -> set[str]:
+    return set(" ".join(cells.all_inner_texts()).split())
 
 
 def test_a_view_fits_into_a_tag_however_many_axes_there_are() -> None:

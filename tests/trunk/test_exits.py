@@ -310,7 +310,10 @@ def test_sizes_are_of_one_picture_and_times_add_up() -> None:
     wholes = [one.before_s + one.after_s for one in measured.values()]
     assert max(wholes) == pytest.approx(min(wholes)) and min(wholes) > 0
     assert all(measured[a].before_s <= measured[b].before_s for a, b in pairwise(exits))
-    assert measured[found.exits].after_s == pytest.approx(0, abs=measured["conv1",].after_s / 10)
+    # The least of a few: a busy machine may make us wait behind the end, too.
+    again = [measure(found.trunk, exits, pictures(count=4)) for _ in range(2)]
+    after_s = min(one[found.exits].after_s for one in (measured, *again))
+    assert after_s == pytest.approx(0, abs=measured["conv1",].after_s / 10)
 
 
 def test_two_tensors_are_measured_together() -> None:

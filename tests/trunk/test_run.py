@@ -66,6 +66,19 @@ class Sized(Watched):
         return (torch.nextafter(out, out + 1) if is_other else out,)
 
 
+@pytest.fixture
+def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time passes for those who sleep, and for nobody who waits for a busy machine."""
+    now = 100.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    monkeypatch.setattr(time, "sleep", sleep)
+
+
 def frozen(module: nn.Module, sizes: Sequence[int] = (4,), must_be_equal: bool = True) -> Frozen:
     return Frozen(module, plainly, Pace(tuple(sizes), must_be_equal))
 
@@ -246,6 +259,7 @@ def test_the_sizes_of_a_device_take_no_more_memory_than_training(
     assert not Pace.on(torch.device("cuda"), 32).must_be_equal
 
 
+@pytest.mark.usefixtures("_clock")
 def test_each_size_is_tried_once_then_the_fastest_is_taken() -> None:
     module = Paced({8: 0.001})
     one, x = frozen(module, (4, 8, 2)), pictures(16)
@@ -260,6 +274,7 @@ def test_each_size_is_tried_once_then_the_fastest_is_taken() -> None:
     assert module.sizes == [8, 8, 8, 8]
 
 
+@pytest.mark.usefixtures("_clock")
 def test_the_first_part_does_not_count_as_it_sets_things_up() -> None:
     class SlowAtFirst(Paced):
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -52,7 +52,7 @@ def main(cfg):
     if cfg.longest:
         seconds = random.Random(num).uniform(cfg.seconds, cfg.longest)
     if num in cfg.slow:
-        seconds = 3.0
+        seconds = 10.0
     for epoch in range(1, cfg.epochs + 1):
         time.sleep(seconds / cfg.epochs)
         if num in cfg.die:
@@ -78,7 +78,7 @@ epochs: 2
 seconds: 0.1  # a job takes
 longest: null  # or from `seconds` to this
 reports: true
-slow: []  # numbers of jobs that take 3 s
+slow: []  # numbers of jobs that take 10 s
 bad: []  # numbers of jobs whose values are bad
 die: []
 fail: []
