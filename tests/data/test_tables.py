@@ -319,7 +319,7 @@ def test_an_unknown_split_is_refused(table: Reader, value: str) -> None:  # C11
     text = f"filename,label,part\na.jpg,x,train\nb.jpg,y,{value}\n"
     message = said(table, text, split="part")
     assert f"row 3: {value!r} is not a split" in message
-    assert "Allowed: train, val, valid, validation, test, 0, 1, 2" in message
+    assert "Allowed: train, val, valid, validation, test, training, testing, 0, 1, 2" in message
 
 
 def test_split_names_are_read_whatever_their_case(table: Reader) -> None:
