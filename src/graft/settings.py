@@ -26,10 +26,11 @@ def resolve(config: RunConfig) -> RunConfig:
         std=config.model.std or backbone.std,
     )
     for key, values in (("mean", model.mean), ("std", model.std)):
-        if values is None or len(values) != 3 or (key == "std" and min(values) <= 0):
+        if len(values) != 3 or min(values) < 0 or max(values) > 1 or (key == "std" and 0 in values):
+            start = "above 0" if key == "std" else "from 0"
             raise ConfigError(
-                f"model.{key}={list(values or ())}: expected three numbers, one a channel"
-                f"{', each above 0' if key == 'std' else ''}."
+                f"model.{key}={list(values)}: expected three numbers, one a channel, each {start} "
+                "and at most 1, since pictures are from 0 to 1. For 0 to 255, divide them by 255."
             )
     device = machine.device(config.device)
     if config.precision == "float16" and device.startswith("cpu"):
