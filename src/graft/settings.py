@@ -20,12 +20,9 @@ def resolve(config: RunConfig) -> RunConfig:
         ConfigError: no such model or device, or a precision that the device has not.
     """
     backbone = find(config.model.name)
-    model = replace(
-        config.model,
-        mean=config.model.mean or backbone.mean,
-        std=config.model.std or backbone.std,
-    )
-    for key, values in (("mean", model.mean), ("std", model.std)):
+    mean, std = config.model.mean or backbone.mean, config.model.std or backbone.std
+    model = replace(config.model, mean=mean, std=std)
+    for key, values in (("mean", mean), ("std", std)):
         if len(values) != 3 or min(values) < 0 or max(values) > 1 or (key == "std" and 0 in values):
             start = "above 0" if key == "std" else "from 0"
             raise ConfigError(
