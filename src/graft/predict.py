@@ -184,9 +184,7 @@ def _check(paths: Sequence[Path], max_pixels: int, min_side: int) -> None:
 
     names = [str(path) for path in paths]
     with tempfile.TemporaryDirectory() as cache:
-        found = check(
-            names, paths, None, Path(cache), max_pixels=max_pixels, min_side=min_side, workers=None
-        )
+        found = check(names, paths, Path(cache), max_pixels=max_pixels, min_side=min_side)
     if found.bad:
         lines = [f"  {one.path}: {one.reason}" for one in found.bad]
         count = f"{len(found.bad):,} of {len(paths):,} pictures cannot be used:"

@@ -72,7 +72,7 @@ class WeightsSource:
 def read(path: Path, *, expected: str = "") -> "dict[str, torch.Tensor]":
     """The tensors of a `.pth`, `.pt` or `.safetensors` file, on the CPU, as they are stored.
 
-    A training script's checkpoint is opened at `state_dict`, `model_state_dict` or `model`, and what
+    A training script's checkpoint is opened at `state_dict`, `model_state_dict` or `model`. What
     wrappers put before each key (`module.`, `_orig_mod.`, `model.`) is taken off.
 
     Args:
