@@ -277,3 +277,13 @@ def test_a_stopped_sweep_keeps_what_is_finished_and_goes_on(
     assert table["status"].tolist() == ["skipped", "skipped"]
     info = json.loads((tmp_path / "outputs/k/optimizer.lr=0.001/run.json").read_text())
     assert info["status"] == "skipped" and "interrupted" in info["reason"]
+
+
+@pytest.mark.parametrize("typed", ["dataset.csv=my labels (1).csv", "dataset.csv=it's.csv"])
+def test_a_value_that_hydra_cannot_read_is_named_with_what_to_do(
+    typed: str, tmp_path: Path
+) -> None:
+    done = graft("dataset=csv", typed, "dataset.images=.", "dataset.target=label", cwd=tmp_path)
+    assert done.returncode == 2
+    assert typed in done.stderr and "quotes within quotes" in done.stderr
+    assert len(done.stderr.splitlines()) <= 3

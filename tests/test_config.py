@@ -9,6 +9,7 @@ import pytest
 from graft.config import METRICS, from_dict, keys, to_dict
 from graft.errors import ConfigError
 from graft.identity import run_identity
+from graft.settings import resolve
 
 BASE: dict[str, Any] = {
     "dataset": {"_target_": "graft.config.EmojiDataset"},
@@ -64,6 +65,8 @@ def test_plain_values_survive_the_way_there_and_back() -> None:
         ("metric", "test_accuracy", "expected one of val_accuracy"),
         ("strategy._target_", "os.system", "strategy._target_='os.system' is not allowed"),
         ("optimizer._target_", "torch.load", "is not allowed"),
+        ("dataset.positive", True, "dataset.positive=True: expected text; a word such as True"),
+        ("dataset.classes", [True, False], """needs quotes: '"True"'."""),
         ("dataset", "emoji", "dataset"),
         ("model", "vgg16", "model='vgg16'"),
     ],
@@ -117,6 +120,22 @@ def test_the_list_of_keys_holds_each_part() -> None:
 def test_the_identity_sees_what_changes_a_result(key: str, value: Any, is_same: bool) -> None:
     before, after = run_identity(from_dict(BASE)), run_identity(from_dict(_with(key, value)))
     assert (before == after) == is_same
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("mean", [123.675, 116.28, 103.53]),  # of pictures from 0 to 255
+        ("std", [58.395, 57.12, 57.375]),
+        ("mean", [-0.1, 0.5, 0.5]),
+        ("std", [0.0, 0.2, 0.2]),
+        ("mean", [0.5]),
+    ],
+)
+def test_normalisation_is_for_pictures_from_0_to_1(key: str, values: list[float]) -> None:
+    config = from_dict(_with(f"model.{key}", values) | {"device": "cpu"})
+    with pytest.raises(ConfigError, match=rf"model\.{key}=\[.* divide them by 255"):
+        resolve(config)
 
 
 def test_every_metric_has_a_direction() -> None:

@@ -1,6 +1,7 @@
 """Scores of a finished run for any pictures: its precision, odd places, odd names."""
 
 import csv
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -90,7 +91,48 @@ def test_a_name_that_is_no_utf8_is_written_and_a_formula_is_made_harmless(
     assert row["file"] == "'=1+2\\udcff.png"
 
 
-@pytest.mark.parametrize("out", ["folder", "file/p.csv"])
+def test_every_picture_that_cannot_be_used_is_named(
+    trained: Callable[..., Record], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = tmp_path / "new"
+    new.mkdir()
+    for i in range(12):
+        (new / f"{i:02d}.png").write_text("no picture")
+    assert main([str(trained().path), str(new)]) == 2
+    said = capsys.readouterr().err
+    assert "12 of 12 pictures cannot be used" in said and "on_bad_image" not in said
+    assert all(f"{new}/{i:02d}.png: not a picture" in said for i in range(12))
+
+
+def test_a_link_to_write_to_stays_a_link(
+    trained: Callable[..., Record], tiny_pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "link.csv").symlink_to(tmp_path / "p.csv")
+    picture = str(tiny_pictures / "000.png")
+    assert main([str(trained().path), picture, "--out", str(tmp_path / "link.csv")]) == 0
+    assert (tmp_path / "link.csv").is_symlink() and len(_scores(tmp_path / "p.csv")) == 1
+
+
+@pytest.mark.parametrize(("error", "code"), [(BrokenPipeError, 1), (KeyboardInterrupt, 130)])
+def test_a_reader_that_has_gone_and_ctrl_c_are_no_traceback(
+    trained: Callable[..., Record],
+    tiny_pictures: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    error: type[BaseException],
+    code: int,
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    run = trained()
+    monkeypatch.setattr("graft.predict._save", fail)
+    with (tmp_path / "stdout").open("w") as stream:
+        monkeypatch.setattr("sys.stdout", stream)
+        assert main([str(run.path), str(tiny_pictures / "000.png")]) == code
+
+
+@pytest.mark.parametrize("out", ["folder", "file/p.csv", "pipe"])
 def test_a_place_that_cannot_be_written_is_said_before_any_work(
     trained: Callable[..., Record],
     tiny_pictures: Path,
@@ -103,6 +145,7 @@ def test_a_place_that_cannot_be_written_is_said_before_any_work(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
     monkeypatch.setattr("graft.predict.predict", None)  # it is not called
     assert main([str(run.path), str(tiny_pictures), "--out", out]) == 2
     said = capsys.readouterr().err

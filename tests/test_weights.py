@@ -49,9 +49,20 @@ class _Canary:
         {"state_dict": STATE, "epoch": 3},
         {"model_state_dict": STATE, "optimizer": {"lr": 0.1}},
         {"model": {f"module.{key}": tensor for key, tensor in STATE.items()}},
+        {f"module._orig_mod.{key}": tensor for key, tensor in STATE.items()},
+        {"state_dict": {f"model.{key}": tensor for key, tensor in STATE.items()}, "epoch": 3},
         {key: nn.Parameter(tensor) for key, tensor in STATE.items()},
     ],
-    ids=["plain", "ordered", "state_dict", "model_state_dict", "model and module.", "parameters"],
+    ids=[
+        "plain",
+        "ordered",
+        "state_dict",
+        "model_state_dict",
+        "model and module.",
+        "compiled",
+        "Lightning",
+        "parameters",
+    ],
 )
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_tensors_come_out_of_whatever_a_training_script_saved(

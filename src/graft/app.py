@@ -34,7 +34,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -484,6 +484,12 @@ def _explain(error: Exception) -> int:
 def _words(error: Exception) -> list[str]:
     """What Hydra or we say, without what only a developer of Hydra can use."""
     text = str(error)
+    if isinstance(error, OverrideParseException):
+        which = "" if error.override in text else f"{error.override}: "
+        text = (
+            f"{which}{text}\nA value with brackets, quotes, =, & or the like needs quotes within "
+            "quotes: 'key=\"my (1).csv\"'."
+        )
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
         key = unknown.group(1)

@@ -484,6 +484,9 @@ def _to_float(value: Any) -> float:
 def _to_str(value: Any) -> str:
     if isinstance(value, (str, int, float)) and not isinstance(value, bool):
         return str(value)
+    if isinstance(value, bool):
+        # By Hydra and YAML, before it came here: what was typed may have been True, true or yes.
+        raise ValueError("text; a word such as True, true or yes needs quotes: '\"True\"'")
     raise ValueError("text")
 
 

@@ -47,7 +47,7 @@ def load_dataset(config: RunConfig) -> LoadedDataset:
 def _load_dataset(config: Dataset, cache: Path, workers: int | None) -> LoadedDataset:
     examples = load(config, cache)
     checked = check(
-        list(examples.ids), examples.paths, None, cache,
+        list(examples.ids), examples.paths, cache,
         max_pixels=config.max_pixels, min_side=config.min_side, workers=workers,
     )  # fmt: skip
     digests = list(checked.digests)

@@ -33,7 +33,10 @@ _ODD_NAMES = "backslashreplace"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The console script: 0, or 2 with a message where something cannot be used."""
+    """The console script: 0, or 2 with a message where something cannot be used.
+
+    1 where whoever reads the rows has gone (`| head`), 130 after Ctrl-C.
+    """
     options = _parser().parse_args(argv)
     try:
         record = read_run(options.run)
@@ -47,6 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except GraftError as error:
         print(f"graft-predict: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # What is still to be flushed when Python ends would be a traceback once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
     others = f" ({num_others:,} files that are not pictures left out)" if num_others else ""
     print(f"{len(rows):,} predictions{others}: {options.out or 'above'}", file=sys.stderr)
     return 0
@@ -111,18 +120,20 @@ def predict(
     network.eval()
     assert config.image_size is not None
     _check(paths, config.dataset.max_pixels, config.dataset.min_side)
-    pictures = Pictures(paths, config.image_size, workers=config.workers, memory_limit_bytes=0)
-    for chunk, batch in _chunks(pictures, len(paths), config.batch_size):
-        x = as_input(batch.to(config.device), config)
-        alone = len(x) == 1  # kernels for a batch of one round differently
-        with torch.no_grad(), plainly():
-            logits = network.module(x.repeat(2, 1, 1, 1) if alone else x).float().cpu()
-        logits = logits[: len(chunk)]
-        values = scores(logits).numpy()
-        for path, label, score in zip(
-            (paths[i] for i in chunk), predicted(logits).tolist(), values, strict=True
-        ):
-            yield [str(path), classes[label], *(float(s) for s in score.reshape(-1))]
+    with Pictures(
+        paths, config.image_size, workers=config.workers, memory_limit_bytes=0
+    ) as pictures:
+        for chunk, batch in _chunks(pictures, len(paths), config.batch_size):
+            x = as_input(batch.to(config.device), config)
+            alone = len(x) == 1  # kernels for a batch of one round differently
+            with torch.no_grad(), plainly():
+                logits = network.module(x.repeat(2, 1, 1, 1) if alone else x).float().cpu()
+            logits = logits[: len(chunk)]
+            values = scores(logits).numpy()
+            for path, label, score in zip(
+                (paths[i] for i in chunk), predicted(logits).tolist(), values, strict=True
+            ):
+                yield [str(path), classes[label], *(float(s) for s in score.reshape(-1))]
 
 
 def _config(record: Record, device: str) -> "RunConfig":
@@ -169,15 +180,15 @@ def _chunks(
 def _check(paths: Sequence[Path], max_pixels: int, min_side: int) -> None:
     import tempfile
 
-    from graft.data.check import check, message
+    from graft.data.check import check
 
     names = [str(path) for path in paths]
     with tempfile.TemporaryDirectory() as cache:
-        found = check(
-            names, paths, None, Path(cache), max_pixels=max_pixels, min_side=min_side, workers=None
-        )
+        found = check(names, paths, Path(cache), max_pixels=max_pixels, min_side=min_side)
     if found.bad:
-        raise DataError(message(found.bad, len(paths), "error"))
+        lines = [f"  {one.path}: {one.reason}" for one in found.bad]
+        count = f"{len(found.bad):,} of {len(paths):,} pictures cannot be used:"
+        raise DataError("\n".join([count, *lines, "Repair them, or move them elsewhere."]))
 
 
 def _score_columns(record: Record) -> Sequence[str]:
@@ -191,6 +202,8 @@ def _check_out(out: Path | None) -> None:
         return
     if out.is_dir():
         raise DataError(f"--out {out} is a folder. Give the file to write, such as {out}/p.csv.")
+    if out.exists() and not out.is_file():  # /dev/null, say, which a file would take the place of
+        raise DataError(f"--out {out} is not a file. Without --out, rows go to the terminal.")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -211,7 +224,7 @@ def _save(header: Sequence[str], rows: Sequence[Sequence[object]], out: Path | N
             _write(header, rows, stream)
 
     try:
-        write_whole(out, save)
+        write_whole(out.resolve(), save)  # what a link points to, not in place of the link
     except OSError as error:
         raise DataError(f"--out {out} cannot be written: {error.strerror}.") from None
 

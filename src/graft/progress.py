@@ -1,6 +1,7 @@
 """What a person sees while a run trains: a bar on a terminal, one line an epoch elsewhere."""
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -140,10 +141,14 @@ class Counter(_Shown):
         super().__init__(title, total)
         self._whole, self._done = total, 0
         self._started = self._said = time.monotonic()
+        self._told_at = -math.inf
 
     def advance(self, count: int) -> None:
         self._done += count
         now = time.monotonic()
+        if now - self._told_at < TELL_S and self._done < self._whole:
+            return
+        self._told_at = now
         tell(None, 0.0, f"{self._title} {self._done:,} of {self._whole:,}")
         if self._bar is not None:
             row = f"{self._done:,} of {self._whole:,}"

@@ -21,16 +21,14 @@ def resolve(config: RunConfig) -> RunConfig:
             do not go together.
     """
     backbone = find(config.model.name)
-    model = replace(
-        config.model,
-        mean=config.model.mean or backbone.mean,
-        std=config.model.std or backbone.std,
-    )
-    for key, values in (("mean", model.mean), ("std", model.std)):
-        if values is None or len(values) != 3 or (key == "std" and min(values) <= 0):
+    mean, std = config.model.mean or backbone.mean, config.model.std or backbone.std
+    model = replace(config.model, mean=mean, std=std)
+    for key, values in (("mean", mean), ("std", std)):
+        if len(values) != 3 or min(values) < 0 or max(values) > 1 or (key == "std" and 0 in values):
+            start = "above 0" if key == "std" else "from 0"
             raise ConfigError(
-                f"model.{key}={list(values or ())}: expected three numbers, one a channel"
-                f"{', each above 0' if key == 'std' else ''}."
+                f"model.{key}={list(values)}: expected three numbers, one a channel, each {start} "
+                "and at most 1, since pictures are from 0 to 1. For 0 to 255, divide them by 255."
             )
     own = config.optimizer
     if isinstance(own, SGD) and own.nesterov and not own.momentum:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # Under one of these a training script's checkpoint keeps the network's tensors.
 CHECKPOINT_KEYS = ("state_dict", "model_state_dict", "model")
+# What wraps a network puts before its keys: data-parallel training, torch.compile, Lightning.
+_WRAPPERS = re.compile(r"^((module|_orig_mod|model)\.)+")
 # torch.hub's habit: a published file's name ends in the first digits of its SHA-256.
 _PROMISE = re.compile(r"-([0-9a-f]{8})\.\w+$")
 _DATE = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])([0-2]\d|3[01])")
@@ -70,8 +72,8 @@ class WeightsSource:
 def read(path: Path, *, expected: str = "") -> "dict[str, torch.Tensor]":
     """The tensors of a `.pth`, `.pt` or `.safetensors` file, on the CPU, as they are stored.
 
-    A training script's checkpoint is opened at `state_dict`, `model_state_dict` or `model`, and the
-    `module.` that data-parallel training puts before each key is taken off.
+    A training script's checkpoint is opened at `state_dict`, `model_state_dict` or `model`. What
+    wrappers put before each key (`module.`, `_orig_mod.`, `model.`) is taken off.
 
     Args:
         path: the file.
@@ -99,7 +101,7 @@ def read(path: Path, *, expected: str = "") -> "dict[str, torch.Tensor]":
             f"{path} cannot be read as weights ({found}): {reason or type(error).__name__}. "
             f"It is damaged, cut short or of another format; get it again."
         ) from error
-    return {key.removeprefix("module."): t for key, t in _tensors(content, path).items()}
+    return {_WRAPPERS.sub("", key): t for key, t in _tensors(content, path).items()}
 
 
 def digest(path: Path) -> str:

@@ -213,6 +213,29 @@ def test_a_wrong_folder_is_suspected_where_no_picture_is_there(table: Reader) ->
     assert "Is it the right folder?" in message
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("a", " There is a file 'a.jpg'."), ("sub/B", " There is a file 'b.JPG'."), ("no.jpg", "")],
+)
+def test_a_missing_picture_may_be_there_under_another_name(
+    table: Reader, name: str, hint: str
+) -> None:
+    message = said(table, f"filename,label\n{name},x\n", ["a.jpg", "sub/b.JPG"])
+    assert message.endswith(f"Is it the right folder?{hint}")
+
+
+def test_backslashes_are_said_to_be_that(table: Reader) -> None:
+    message = said(table, "filename,label\nsub\\a.jpg,x\nsub\\b.jpg,y\n")
+    assert (
+        "rows 2, 3: a backslash in a file name; between folders write /: 'sub\\\\a.jpg'" in message
+    )
+
+
+def test_a_column_with_a_blank_at_its_end_shows_it(table: Reader) -> None:
+    message = said(table, "filename, label\na.jpg, x\n")
+    assert "Did you mean ' label'?" in message and "Columns found: filename, ' label'." in message
+
+
 def test_a_folder_that_is_missing_empty_or_a_file_is_named(table: Reader, tmp_path: Path) -> None:
     text, (nothing, file) = "filename,label\na.jpg,x\n", (tmp_path / "nothing", tmp_path / "file")
     file.touch()  # I12
@@ -319,7 +342,7 @@ def test_an_unknown_split_is_refused(table: Reader, value: str) -> None:  # C11
     text = f"filename,label,part\na.jpg,x,train\nb.jpg,y,{value}\n"
     message = said(table, text, split="part")
     assert f"row 3: {value!r} is not a split" in message
-    assert "Allowed: train, val, valid, validation, test, 0, 1, 2" in message
+    assert "Allowed: train, val, valid, validation, test, training, testing, 0, 1, 2" in message
 
 
 def test_split_names_are_read_whatever_their_case(table: Reader) -> None:

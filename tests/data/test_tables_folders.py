@@ -50,14 +50,21 @@ def test_pictures_are_told_by_their_extension(write: Write, tmp_path: Path, exte
 
 
 def test_other_files_are_counted_and_hidden_ones_ignored(write: Write, tmp_path: Path) -> None:
-    names = ("cat/a.png", "cat/notes.txt", "cat/Thumbs.db", "README", "loose.png")
+    names = ("cat/a.png", "cat/notes.txt", "cat/1.HEIC", "cat/2.heic", "README", "loose.png")
     hidden = (".cache/x.png", "cat/.a.png", "cat/.hidden/x.png", ".DS_Store")
     table = read(write(*names, *hidden), tmp_path)
     assert table.ids == ("cat/a.png",)
     assert table.notes == (
-        "Files that are not pictures, not used: 3.",
+        "Files that are not pictures we read, not used: 4 (.heic 2, no extension 1, .txt 1).",
         "Pictures outside of a class folder, not used: 1.",
     )
+
+
+def test_training_and_testing_are_parts_too(write: Write, tmp_path: Path) -> None:
+    names = [*many("Training/cat", 3), *many("Training/dog", 3), "Testing/dog/t.png"]
+    table = read(write(*names), tmp_path)
+    assert set(table.labels) == {"cat", "dog"}
+    assert sorted(table.splits or ()) == ["test", *["train"] * 6]
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "Validation"])
@@ -86,8 +93,14 @@ def test_a_class_may_be_called_train(write: Write, tmp_path: Path) -> None:
 
 
 def test_parts_beside_classes_are_not_guessed_at(write: Write, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="test, train look like splits, but extra beside"):
+    said = r"folders like splits \(test, train\) beside folders like classes \(extra\)"
+    with pytest.raises(DataError, match=said):
         read(write("train/cat/a.png", "test/cat/a.png", "extra/a.png"), tmp_path)
+
+
+def test_one_part_with_classes_below_is_not_taken_for_a_class(write: Write, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"like splits \(train\) beside .* \(seg_test\)"):
+        read(write("train/cat/a.png", "seg_test/cat/a.png"), tmp_path)
 
 
 def test_a_part_with_two_folders_is_refused(write: Write, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """From a table to examples: classes, parts, what is left out, what is recorded."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,20 @@ def test_a_class_named_as_a_missing_value_is_noted(examples: Load) -> None:
     assert "blanks at the ends" in " ".join(examples(["NA", "b "] * 3).notes)
 
 
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (("cat", "Cat", "dog"), "'Cat' and 'cat'"),
+        (("big cat", "big  cat", "dog"), "'big  cat' and 'big cat'"),
+        (("1", "1.0", "2"), "'1' and '1.0'"),
+        (("cat", "cat-2", "dog"), ""),
+    ],
+)
+def test_classes_that_may_be_one_are_noted(examples: Load, labels: Any, said: str) -> None:
+    notes = [n for n in examples([*labels] * 4).notes if "one may be meant" in n]
+    assert notes == ([f"Kept as different classes, though one may be meant: {said}."] * bool(said))
+
+
 def test_a_class_too_small_for_the_split_is_refused_with_its_count(examples: Load) -> None:  # C9
     message = said(examples, ["a"] * 9 + ["b"] * 9 + ["pug"] * 2)
     assert "dataset.target=label: each class needs at least 3 pictures" in message
@@ -164,6 +178,20 @@ def test_dropped_pictures_leave_the_others_where_they_were(examples: Load) -> No
     assert left.ids.tolist() == [i for i in whole.ids if i not in bad]
     assert [p.name for p in left.paths] == left.ids.tolist()
     assert any("left out 2 pictures" in note for note in left.notes)
+
+
+def test_what_is_dropped_is_gone_through_once_and_not_for_every_picture(examples: Load) -> None:
+    class Counted(list[str]):
+        times = 0
+
+        def __iter__(self) -> Iterator[str]:
+            self.times += 1
+            return super().__iter__()
+
+    whole = examples(["a", "b"] * 20)
+    bad = Counted([whole.ids[whole.train[3]]])
+    examples(["a", "b"] * 20, drop=bad, on_bad_image="skip")
+    assert bad.times == 1
 
 
 def test_a_test_picture_is_never_dropped(examples: Load) -> None:

@@ -176,7 +176,8 @@ def _drop(
     Raises:
         DataError: one is; or a class has no training picture left, or validation none at all.
     """
-    bad = np.array([name in set(drop) for name in table.ids])
+    drop = frozenset(drop)
+    bad = np.array([name in drop for name in table.ids])
     tested = [table.ids[i] for i in np.sort(parts.test) if bad[i]]
     if tested:
         raise DataError(

@@ -5,15 +5,14 @@ file's bytes, so that the next sweep only looks at sizes and times; verdicts are
 facts, so that another limit needs no second look. Bad files are looked at again every time.
 """
 
+import collections
 import hashlib
 import json
 import os
-import stat
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import astuple, dataclass, replace
-from functools import cache as remember
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -23,10 +22,14 @@ from PIL import Image
 from graft.data.decode import Unreadable, digest_of, opened, opened_file, rgb
 from graft.data.decoders import Decoders
 from graft.data.raw import SHOWN
+from graft.progress import Counter
 from graft.record import write_whole
 
 # Raised when the facts or the rule of decoding change; another Pillow decodes again, too.
 FORMAT = 1
+
+# In the cache's folder, one for all datasets.
+_STORE = "pictures-e4a6a0577479b2b4.checked"
 
 # A file that changed this recently may change again without its time showing it.
 _SETTLED_S = 2.0
@@ -91,35 +94,34 @@ class _Facts:
 def check(
     ids: Sequence[str],
     paths: Sequence[Path],
-    root: Path | None,
     cache: Path,
     *,
     max_pixels: int,
     min_side: int,
     workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Checked:
-    """Decode every file that is not known yet, in a pool of threads.
+    """Decode every file that is not known yet, in a pool of threads, and show how far it is.
 
     Args:
         ids, paths: [N] names in the table, and the files that they stand for.
-        root: a relative id must not lead out of this folder through links; None: not checked.
         cache: folder in which what was found is kept; it may be lost at any time.
         max_pixels: pictures with more are bad, and are never decoded.
         min_side: pictures with a shorter side are bad.
         workers: threads; None: one per core.
-        progress: called with (done, total).
     """
-    store = cache / f"pictures-{_digest(os.fsencode(root or ''))}.checked"
+    store = cache / _STORE
     known = _read(store)
-    looks = _Looks(root, known, max_pixels)
-    outcomes: dict[int, _Facts | str] = {}
-    tell = progress or (lambda done, total: None)
+    outcomes: dict[int, _Facts | str] = {**_unchanged(paths, known)}
+    rest = [row for row in range(len(paths)) if row not in outcomes]
+    by_digest = {facts.digest: facts for facts in known.values()}
     notes: list[str] = []
     try:
-        for row, outcome in looks.at(ids, paths, workers):
-            outcomes[row] = outcome
-            tell(len(outcomes), len(paths))
+        if rest:
+            looked_at = _looked_at([paths[row] for row in rest], by_digest, max_pixels, workers)
+            with Counter("pictures checked", len(rest)) as counter:
+                for row, outcome in zip(rest, looked_at, strict=True):
+                    outcomes[row] = outcome
+                    counter.advance(1)
     finally:
         # After Ctrl-C too: what has been decoded need not be decoded again.
         found = {str(paths[row]): f for row, f in outcomes.items() if isinstance(f, _Facts)}
@@ -143,7 +145,7 @@ def leaks(
     ids: Sequence[str], digests: Sequence[str], labels: Sequence[object], splits: Sequence[str]
 ) -> Leaks:
     """Pictures whose files are equal, byte for byte, where that matters. All arguments: [N]."""
-    rows = defaultdict[str, list[int]](list)
+    rows = collections.defaultdict[str, list[int]](list)
     for row, digest in enumerate(digests):
         if digest:
             rows[digest].append(row)
@@ -164,63 +166,31 @@ def leaks(
     return Leaks(tuple(problems), tuple(notes))
 
 
-class _Looks:
-    """One look at each file of a table, with what is known of it from before."""
+def _unchanged(paths: Sequence[Path], known: Mapping[str, _Facts]) -> dict[int, _Facts]:
+    """Row -> facts of files that are, by size and times, what they were when they were decoded."""
+    found = {}
+    for row, path in enumerate(paths):
+        facts = known.get(str(path))
+        if facts is not None and facts.stamp:
+            with suppress(OSError):
+                if facts.stamp == _stamp(os.stat(path)):
+                    found[row] = facts
+    return found
 
-    def __init__(self, root: Path | None, known: dict[str, _Facts], max_pixels: int) -> None:
-        self._known, self._max_pixels = known, max_pixels
-        self._by_digest = {facts.digest: facts for facts in known.values()}
-        self._root = None if root is None else os.path.realpath(root)
-        self._real = remember(os.path.realpath)
 
-    def at(
-        self, ids: Sequence[str], paths: Sequence[Path], workers: int | None
-    ) -> Iterable[tuple[int, _Facts | str]]:
-        """Row and outcome of each file, in no order: facts, or why it is bad."""
-        rest = []
-        for row, (name, path) in enumerate(zip(ids, paths, strict=True)):
-            known = self._unchanged(name, path)
-            if known is None:
-                rest.append(row)
-            else:
-                yield row, known
-        # What is known travels with each call: to threads only.
-        many = 0 if self._by_digest else len(rest)
-        with Decoders("check", workers or None, many) as decoders:
-            size = decoders.at_a_time
-            parts = [rest[start : start + size] for start in range(0, len(rest), size)]
-            futures = [
-                decoders.submit(
-                    decoders.call,
-                    look,
-                    [paths[row] for row in part],
-                    self._max_pixels,
-                    self._by_digest,
-                )
-                for part in parts
-            ]
-            for part, future in zip(parts, futures, strict=True):
-                yield from zip(part, future.result(), strict=True)
-
-    def _unchanged(self, name: str, path: Path) -> _Facts | str | None:
-        if self._root is not None and not name.startswith("/") and self._leads_out(path):
-            return f"a link out of {self._root}"
-        known = self._known.get(str(path))
-        if known is None or not known.stamp:
-            return None
-        try:
-            return known if known.stamp == _stamp(os.stat(path)) else None
-        except OSError:
-            return None
-
-    def _leads_out(self, path: Path) -> bool:
-        real = self._real(os.path.dirname(path))
-        try:
-            if stat.S_ISLNK(os.lstat(path).st_mode):
-                real = os.path.realpath(path)
-        except OSError:
-            return False  # not there: said as that
-        return real != self._root and not real.startswith(f"{str(self._root).rstrip('/')}/")
+def _looked_at(
+    paths: Sequence[Path], by_digest: Mapping[str, _Facts], max_pixels: int, workers: int | None
+) -> Iterator[_Facts | str]:
+    """Of each file, in turn, the facts or why it is bad."""
+    # What is known travels with each call: to threads only.
+    with Decoders("check", workers or None, 0 if by_digest else len(paths)) as decoders:
+        size = decoders.at_a_time
+        parts = [paths[start : start + size] for start in range(0, len(paths), size)]
+        futures = [
+            decoders.submit(decoders.call, look, part, max_pixels, by_digest) for part in parts
+        ]
+        for future in futures:
+            yield from future.result()
 
 
 def look(
@@ -286,7 +256,7 @@ def _judge(
     max_pixels: int,
     min_side: int,
 ) -> Checked:
-    bad, digests, other = [], [""] * len(paths), Counter[str]()
+    bad, digests, other = [], [""] * len(paths), collections.Counter[str]()
     for row, path in enumerate(paths):
         found = outcomes[row]
         reason = found if isinstance(found, str) else _beyond(found, max_pixels, min_side)

@@ -1,6 +1,7 @@
 """Reads pictures that lie in one folder per class, with or without train/, val/ and test/ above."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ class _Found:
     root: Path
     pictures: list[tuple[str, str, str]] = field(default_factory=list)  # id, class, part
     empty: list[str] = field(default_factory=list)
-    ignored: int = 0
+    ignored: Counter[str] = field(default_factory=Counter)  # by extension
     stray: int = 0
     links: list[str] = field(default_factory=list)
 
@@ -62,15 +63,16 @@ def _parts(root: Path, shown: str) -> dict[Path, str]:
     """The folders that are splits; none where the folders are classes.
 
     They are splits if all of them are named so. A class may be called "train" among others, but
-    "train" and "test" beside a folder of another name leave open what is meant.
+    "train" and "test" beside a folder of another name leave open what is meant, and so does a
+    "train" that holds folders only, as a class does not.
     """
     folders = [entry.name for entry in _visible(root) if _is_folder(entry)]
     named = {name: _SPLITS[name.lower()] for name in folders if name.lower() in _SPLITS}
     others = [name for name in folders if name not in named]
-    if others and len(named) > 1:
+    if others and (len(named) > 1 or any(_holds_folders_only(root / name) for name in named)):
         raise DataError(
-            f"dataset.root={shown}: {listed(sorted(named))} look like splits, but "
-            f"{listed(others)} beside them like classes. Move the one or the other."
+            f"dataset.root={shown} has folders like splits ({listed(sorted(named))}) beside "
+            f"folders like classes ({listed(others)}). Move the one or the other."
         )
     if others or not named:
         return {}
@@ -81,11 +83,19 @@ def _parts(root: Path, shown: str) -> dict[Path, str]:
     return {root / name: part for name, part in named.items()}
 
 
+def _holds_folders_only(folder: Path) -> bool:
+    entries = list(_visible(folder))
+    has_pictures = any(_is_picture(e.name) and not _is_folder(e) for e in entries)
+    return not has_pictures and any(map(_is_folder, entries))
+
+
 def _walk_classes(folder: Path, part: str, found: _Found) -> None:
     for entry in _visible(folder):
         if not _is_folder(entry):
-            found.stray += _is_picture(entry.name)
-            found.ignored += not _is_picture(entry.name)
+            if _is_picture(entry.name):
+                found.stray += 1
+            else:
+                found.ignored[_extension(entry.name)] += 1
         elif entry.is_symlink():
             found.links.append(_id(entry, found.root))
         else:
@@ -105,7 +115,7 @@ def _walk(folder: Path, where: tuple[str, str], found: _Found) -> None:
         elif _is_picture(entry.name):
             found.pictures.append((name, *where))
         else:
-            found.ignored += 1
+            found.ignored[_extension(entry.name)] += 1
 
 
 def _visible(folder: Path) -> Iterator[os.DirEntry[str]]:
@@ -118,6 +128,10 @@ def _visible(folder: Path) -> Iterator[os.DirEntry[str]]:
 
 def _is_picture(name: str) -> bool:
     return name.lower().endswith(places.EXTENSIONS)
+
+
+def _extension(name: str) -> str:
+    return os.path.splitext(name)[1].lower() or "no extension"
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -164,7 +178,10 @@ def _notes(found: _Found) -> tuple[str, ...]:
     if found.empty:
         notes.append(f"Folders without a picture, not used: {listed(found.empty)}.")
     if found.ignored:
-        notes.append(f"Files that are not pictures, not used: {found.ignored:,}.")
+        # By kind, most first: a phone's .heic files are pictures to whoever put them there.
+        kinds = listed([f"{kind} {count:,}" for kind, count in found.ignored.most_common()])
+        total = found.ignored.total()
+        notes.append(f"Files that are not pictures we read, not used: {total:,} ({kinds}).")
     if found.stray:
         notes.append(f"Pictures outside of a class folder, not used: {found.stray:,}.")
     return tuple(notes)

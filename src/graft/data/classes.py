@@ -107,4 +107,11 @@ def notes(classes: Sequence[str]) -> list[str]:
     blanks = [repr(name) for name in classes if name != name.strip()]
     if blanks:
         said.append(f"Classes with blanks at the ends, kept as written: {listed(blanks)}.")
+    alike: dict[object, list[str]] = {}
+    for name in classes:
+        word = float(name) if is_number(name) else " ".join(name.split()).casefold()
+        alike.setdefault(word, []).append(repr(name))
+    twice = [" and ".join(names) for names in alike.values() if len(names) > 1]
+    if twice:
+        said.append(f"Kept as different classes, though one may be meant: {listed(twice)}.")
     return said

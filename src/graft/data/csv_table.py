@@ -68,13 +68,15 @@ def raw(
         DataError: a column is not there; every missing one is named.
     """
     used = {"file": file, "target": config.target, "group": group, "split": split}
+    # Quoted where a blank, which is part of the name, could not be seen.
+    there = [name if name == name.strip() else repr(name) for name in table.columns]
     problems = [
-        f"dataset.{key}={name} is not a column of {table.file}.{nearest(name, [*table.columns])}"
+        f"dataset.{key}={name} is not a column of {table.file}.{nearest(name, there)}"
         for key, name in used.items()
         if name is not None and name not in table.columns
     ]
     if problems:
-        found = f"Columns found: {', '.join(table.columns)}.{_no_header(table.columns)}"
+        found = f"Columns found: {', '.join(there)}.{_no_header(table.columns)}"
         raise DataError("\n".join([*problems, found]))
     columns = table.columns
     return Raw(

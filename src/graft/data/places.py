@@ -70,7 +70,7 @@ def problems(raw: Raw, *, allow_absolute: bool, allow_missing: bool) -> list[str
         for reason, found in reasons.items()
     ]
     if missing and (not allow_missing or len(missing) == len(raw.ids)):
-        said.append(_say_missing(raw, missing))
+        said.append(_say_missing(raw, missing) + disk.hint(raw.ids[missing[0]]))
     return said
 
 
@@ -79,6 +79,8 @@ def _as_text(name: str, allow_absolute: bool) -> str:
         return ""
     if not name.strip():
         return "the file name is empty"
+    if "\\" in name:
+        return "a backslash in a file name; between folders write /"
     if name.startswith("/") and not _DOUBTFUL.search(name.lstrip("/")):
         return "" if allow_absolute else "absolute paths need dataset.absolute_paths=true"
     return "a file name that could lead out of the pictures' folder"
@@ -119,6 +121,17 @@ class _Disk:
         if last in links and self._is_outside(path):
             return "a link out of the pictures' folder"
         return "" if last in files or last in links else _MISSING
+
+    def hint(self, name: str) -> str:
+        """The file that a missing name may mean: with an extension, or of another case."""
+        folder, _, last = name.rpartition("/")
+        wanted = last.lower()
+        there = sorted(
+            file
+            for file in frozenset().union(*self.listed(folder))
+            if wanted in (file.lower(), os.path.splitext(file)[0].lower())
+        )
+        return f" There is a file {there[0]!r}." if there else ""
 
     def _folder_leaves(self, folder: str) -> bool:
         if folder not in self._leaves:

@@ -27,6 +27,7 @@ PARTS = ("train", "val", "test")
 # How a column or a folder may name the parts, and what we call them. 0, 1, 2 is CelebA's way.
 PART_NAMES = {
     "train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+    "training": "train", "testing": "test",
     "0": "train", "1": "val", "2": "test",
 }  # fmt: skip
 
