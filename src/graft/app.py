@@ -34,7 +34,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -486,21 +486,57 @@ def _words(error: Exception) -> list[str]:
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
         key = unknown.group(1)
+        owners = _options_with(key)
+        if owners:
+            return [
+                f"graft: {key} belongs to {' and '.join(owners)}. Choose "
+                f"{'one of these' if len(owners) > 1 else 'that'}, and no other "
+                f"{key.partition('.')[0]} beside it."
+            ]
         return [
             f"graft: {key} is not a key of the configuration.{nearest(key, keys())} "
             "`graft --cfg job` lists them all."
         ]
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error.override, text)
     missing = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
     if missing:
         group, option = missing.groups()
-        there = re.findall(r"^\t(?!provider)(\S+)$", text, flags=re.MULTILINE)
+        there = re.findall(r"^\t(?!provider|_)(\S+)$", text, flags=re.MULTILINE)
         return [
             f"graft: {group}={option} is not an option.{nearest(option, there)} "
             f"Options: {', '.join(there)}."
         ]
-    lines = [line for line in text.splitlines() if line.strip()]
-    kept = [line for line in lines if not re.match(r"\s+(full_key|object_type)|See https", line)]
+    kept = _kept(text)
     return [f"graft: {kept[0]}" if kept else f"graft: {error!r}", *kept[1:40]]
+
+
+def _kept(text: str) -> list[str]:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return [line for line in lines if not re.match(r"\s+(full_key|object_type)|See https", line)]
+
+
+def _options_with(key: str) -> list[str]:
+    """Of a key that some options of its group have: those, as they are typed."""
+    group, _, name = key.partition(".")
+    files = sorted(Path(conf_dir(), group).glob("[!_]*.yaml")) if key in keys() else []
+    has = re.compile(rf"^{re.escape(name)}:", re.MULTILINE)
+    return [f"{group}={file.stem}" for file in files if has.search(file.read_text("utf-8"))]
+
+
+def _unreadable(override: str, text: str) -> list[str]:
+    """What to type instead of what Hydra's grammar does not know."""
+    if override.endswith(","):
+        return [f"graft: {override} ends with a comma. A list is typed without spaces: key=a,b."]
+    key, equals, value = override.partition("=")
+    if not equals:
+        return [
+            f"graft: {override} is not key=value. A value with a space in it is quoted, and so "
+            "are those with other signs: \"key='a value'\"."
+        ]
+    said = [line for line in _kept(text) if not line.startswith(("Error parsing", "Lexer", " "))]
+    hint = f"A value with other signs is quoted twice: \"{key}='{value}'\"."
+    return [f"graft: {override} cannot be read.", *said[:40], hint]
 
 
 def _print_version() -> int:
