@@ -107,6 +107,8 @@ def print_table(rows: Sequence[Mapping[str, object]], sweep: Path) -> None:
             said = f"{names.named(str(row['run']))}: {row['status']}: {row['reason'] or ''}"
             console.print(Text(said.rstrip(": "), style=_STYLES.get(str(row["status"]), "red")))
     console.print(Text(str(answer)))
+    for detail in answer.details:
+        console.print(Text(f"  {detail}", style="dim"))
 
 
 def _shortened(
