@@ -177,7 +177,7 @@ def _check(paths: Sequence[Path], max_pixels: int, min_side: int) -> None:
             names, paths, None, Path(cache), max_pixels=max_pixels, min_side=min_side, workers=None
         )
     if found.bad:
-        raise DataError(message(found.bad, len(paths), "error"))
+        raise DataError(message(found.bad, len(paths), None))
 
 
 def _score_columns(record: Record) -> Sequence[str]:

@@ -276,7 +276,9 @@ def read_run(path: Path) -> Record:
     """
     info = read_json(path / RUN)
     if info is None:
-        raise RecordError(f"{path} holds no run: {RUN} is missing or damaged.")
+        inside = sorted(found.parent.name for found in path.glob(f"*/{RUN}"))
+        hint = f" It has runs inside, such as {path / inside[0]}." if inside else ""
+        raise RecordError(f"{path} holds no run: {RUN} is missing or damaged.{hint}")
     if info.get("format", 0) > FORMAT:
         raise RecordError(f"{path / RUN} was written by a newer version of Graft.")
     return Record(path, info)

@@ -401,6 +401,7 @@ def test_the_message_lists_ten_and_counts_the_rest() -> None:
 
 
 def test_the_message_of_a_skip_says_that_they_are_left_out() -> None:
+    assert message(_bad(1), 10, None).endswith("\nRepair or replace them, or leave them out.")
     text = message(_bad(1), 10, "skip")
     assert "dataset.on_bad_image=skip leaves them out" in text
     assert "Repair" not in text

@@ -127,15 +127,22 @@ def check(
     return _judge(ids, paths, outcomes, notes, max_pixels=max_pixels, min_side=min_side)
 
 
-def message(bad: Sequence[BadPicture], total: int, on_bad_image: Literal["error", "skip"]) -> str:
-    """What to tell the user of bad pictures: the first ten, each with its row and path."""
+def message(
+    bad: Sequence[BadPicture], total: int, on_bad_image: Literal["error", "skip"] | None
+) -> str:
+    """What to tell the user of bad pictures: the first ten, each with its row and path.
+
+    Args:
+        on_bad_image: None: there is no such key to be set.
+    """
     count = f"{len(bad):,} of {total:,} pictures cannot be used (row 1 is the first picture)"
     lines = [f"  row {one.row + 1}: {one.path}: {one.reason}" for one in bad[:SHOWN]]
     if len(bad) > SHOWN:
         lines.append(f"  and {len(bad) - SHOWN:,} more")
     if on_bad_image == "skip":
         return "\n".join([f"{count}; dataset.on_bad_image=skip leaves them out:", *lines])
-    advice = "Repair or replace them, or leave them out: dataset.on_bad_image=skip."
+    skip = ": dataset.on_bad_image=skip" if on_bad_image else ""
+    advice = f"Repair or replace them, or leave them out{skip}."
     return "\n".join([f"{count}:", *lines, advice])
 
 
