@@ -113,6 +113,19 @@ def test_changed_settings_are_not_mixed_into_a_sweep(
 
 
 @pytest.mark.slow
+def test_an_experiment_may_name_its_sweep(data: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    (tmp_path / "own" / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\nsweep: {name: of_mine}\n"
+        "hydra: {mode: MULTIRUN, sweeper: {params: {seed: '0,1'}}}\n"
+    )
+    asked = ("--config-dir=own", "experiment=mine", "sweep.dry_run=true", *TINY, *data)
+    for typed, name in (((), "of_mine"), (("sweep.name=typed",), "typed")):
+        done = graft(*asked, *typed, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert f"dry run of {tmp_path / 'outputs' / name}:" in done.stdout + done.stderr
+
+
 def test_predict_gives_the_run_its_test_predictions_again(
     swept: tuple[Path, "subprocess.CompletedProcess[str]"], tiny_pictures: Path, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from graft import machine
 from graft.cache import main
 from graft.trunk.store import Store
 
@@ -160,6 +161,26 @@ def test_clear_of_a_key_that_names_no_one_entry_removes_nothing(
     assert kept(store) == set(KEYS)
 
 
+def test_clear_removes_what_a_killed_one_left_half_removed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main(["clear", "aa11"])
+    assert list(store.folder.glob("*.gone")) and KEYS[0] not in kept(store)
+    assert main(["clear", "aa22"]) == 0
+    assert not list(store.folder.glob("*.gone")) and kept(store) == {KEYS[2]}
+
+
+def test_who_stops_it_sees_no_traceback(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(self: Store, key: str) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Store, "remove", stopped)
+    assert main(["clear"]) == 130
+
+
 def test_another_folder_may_be_named(
     store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -188,6 +209,17 @@ def test_an_age_that_is_none_is_refused(
         main(["clear", f"--older-than={days}"])
     assert "--older-than" in capsys.readouterr().err
     assert kept(store) == set(KEYS)
+
+
+def test_a_folder_that_cannot_be_written_is_said_once_and_another_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("GRAFT_CACHE", str(tmp_path / "wanted"))
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / "wanted")
+    for _ in range(2):
+        assert machine.cache_dir(tmp_path / "outputs") == tmp_path / "outputs" / ".cache"
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert str(tmp_path / "wanted") in said and str(tmp_path / "outputs" / ".cache") in said
 
 
 def test_help_needs_no_torch() -> None:

@@ -1,7 +1,9 @@
 """What a sweep finds in its folder before its first run: of other weights, or of no data at all."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +13,11 @@ from torchvision.models import mobilenet_v3_small
 
 from graft import app, train
 from graft import composed as of_sweep
-from graft.config import RunConfig, Sweep
+from graft.config import RunConfig, Sweep, from_dict, to_dict
 from graft.errors import ConfigError
-from graft.sweep import Driver
+from graft.record import PLAN, write_json
+from graft.strategies import HeadOnly
+from graft.sweep import Driver, check, work
 from graft.sweep.asked import Asked, finished
 from graft.sweep.check import checked
 
@@ -77,6 +81,54 @@ def test_losses_of_different_kinds_choose_nothing(
     with pytest.raises(ConfigError) as caught:
         checked([asked])
     assert said in str(caught.value) and "loss.label_smoothing:" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("metric", "objectives", "said"),
+    [
+        ("val_auroc", (), "metric=val_auroc has no value here: no validation picture is of 1."),
+        ("val_loss", ("seconds", "val_f1"), "sweep.objectives=val_f1 has no value here"),
+        ("val_accuracy", ("seconds", "val_loss"), None),
+    ],
+)
+def test_what_no_validation_picture_can_give_chooses_nothing(
+    tiny_values: dict[str, Any], tiny_pictures: Path, tmp_path: Path, metric: str,
+    objectives: tuple[str, ...], said: str | None,
+) -> None:  # fmt: skip
+    """The table says where its pictures belong; else each class is in each part."""
+    parts = {4: "val", 6: "val", 8: "test", 9: "test"}
+    lines = (tiny_pictures / "labels.csv").read_text().splitlines()
+    rows = [f"{line},{parts.get(i, 'train')}" for i, line in enumerate(lines[1:])]
+    (tmp_path / "parts.csv").write_text("\n".join([f"{lines[0]},part", *rows]))
+    tiny_values["dataset"] |= {"csv": str(tmp_path / "parts.csv"), "split": "part"}
+    config = from_dict({**tiny_values, "metric": metric})
+    asked = _asked(replace(config, sweep=Sweep(objectives=objectives)))
+    if said is None:
+        checked([asked])
+        return
+    with pytest.raises(ConfigError) as caught:
+        checked([asked])
+    assert said in str(caught.value)
+
+
+def test_the_runs_of_a_large_sweep_are_told_apart_in_no_time() -> None:
+    many = [Asked(f"optimizer.lr={i},seed=0", {}, None) for i in range(20_000)]  # type: ignore[arg-type]
+    began = time.monotonic()
+    assert check._twice([*many, many[3]]) == [
+        "The run optimizer.lr=3,seed=0 was asked for twice. Name each value once."
+    ]
+    assert time.monotonic() - began < 2.0
+
+
+def test_what_an_earlier_start_planned_for_a_device_that_is_not_here_is_left_out(
+    tiny_config: RunConfig,
+) -> None:
+    """A sweep may move to another machine and go on."""
+    own = _asked(tiny_config)
+    elsewhere = to_dict(replace(own.config, device="cuda:7", strategy=HeadOnly()))
+    here = to_dict(replace(own.config, strategy=HeadOnly()))
+    write_json(own.folder.parent / PLAN, {"trunks": {"a": elsewhere, "b": here}})
+    assert [one.strategy for one in work._beside(own)] == [HeadOnly()]
 
 
 PARAMS, CUSTOM = "hydra.sweeper.params=", "hydra.sweeper.custom_search_space=own.more"

@@ -50,6 +50,11 @@ def test_plain_values_survive_the_way_there_and_back() -> None:
         ("batch_size", 0, "batch_size=0"),
         ("workers", -1, "workers=-1"),
         ("seed", "???", "seed=???"),
+        (
+            "seed",
+            2**64,
+            "seed=18446744073709551616: expected a whole number, 0 to 9223372036854775",
+        ),
         ("dataset.fractions", [0.8, 0.1, 0.2], "dataset.fractions=[0.8, 0.1, 0.2]"),
         ("dataset.fractions", [0.9, 0.1, 0.0], "dataset.fractions"),
         ("dataset.fractions", [1.2, -0.1, -0.1], "dataset.fractions"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from graft import train
+from graft import machine, train
 from graft.config import (
     SGD,
     Adam,
@@ -232,6 +232,22 @@ def test_one_pass_builds_what_two_strategies_need(
     found = alone(tune, tmp_path / "found", dataset)
     assert source(found) == "reused"
     assert_equal(expected, found)
+
+
+def test_what_the_caller_asked_of_torch_lowers_no_precision(
+    tiny_config: RunConfig, request: pytest.FixtureRequest
+) -> None:
+    """A script may have asked for fast products before it trains; no key of the cache says so."""
+    request.addfinalizer(lambda: machine.prepare_process(tiny_config))
+    found = torch.backends
+    torch.set_float32_matmul_precision("medium")
+    found.fp32_precision = found.cudnn.fp32_precision = "tf32"
+    found.mkldnn.conv.fp32_precision = found.mkldnn.fp32_precision = "bf16"
+    assert found.mkldnn.matmul.fp32_precision == "bf16"
+    machine.prepare_process(tiny_config)
+    kinds = (found.mkldnn.matmul, found.mkldnn.conv, found.cuda.matmul, found.cudnn.conv)
+    assert {kind.fp32_precision for kind in kinds} <= {"none", "ieee"}
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 # --- alone or in company --------------------------------------------------------------------

@@ -68,6 +68,27 @@ def test_a_wait_has_an_end(tmp_path: Path) -> None:
         assert 0.5 <= time.monotonic() - started < 3
 
 
+def test_who_only_looks_keeps_nobody_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To look is to share it for a moment: just then another may come, who waits for nobody."""
+    path, taken = tmp_path / ".lock", lock._is_taken
+    path.touch()
+
+    def at_that_moment(file: int, shared: bool) -> bool:
+        monkeypatch.setattr(lock, "_is_taken", taken)
+        looking = os.open(path, os.O_RDONLY)
+        assert taken(looking, shared=True)
+        threading.Timer(0.01, os.close, (looking,)).start()
+        return taken(file, shared)
+
+    monkeypatch.setattr(lock, "_is_taken", at_that_moment)
+    own = Lock(path)
+    own.acquire()
+    assert own.is_held
+    own.release()
+
+
 def test_it_is_shared_by_those_who_share_it(tmp_path: Path) -> None:
     path = tmp_path / ".lock"
     with held_elsewhere(path, "shared"):

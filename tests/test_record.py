@@ -104,7 +104,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
     assert all(torch.equal(after[name], state[name]) for name in state)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", "\x00\x01"])
+@pytest.mark.parametrize("text", ["", "{", "[1]", "\x00\x01", "{}", '{"status": "fai\\u0001ed"}'])
 def test_a_damaged_record_is_an_error_that_names_it(tmp_path: Path, text: str) -> None:
     (tmp_path / RUN).write_text(text)
     with pytest.raises(RecordError, match=r"run\.json is missing or damaged"):

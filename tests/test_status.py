@@ -7,6 +7,8 @@ import pytest
 from rich.console import Console
 
 from graft.errors import RecordError
+from graft.record import EPOCHS, RUN, SWEEP, RunFolder
+from graft.status.__main__ import main
 from graft.status.show import table
 from graft.status.state import RunState, SweepState, sweep_state
 
@@ -45,3 +47,29 @@ def test_runs_without_axes_are_named() -> None:
 def test_a_folder_that_is_not_there_is_said_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=r"is not there.*graft-sweep list"):
         sweep_state(tmp_path / "demo")
+
+
+def test_damaged_metrics_cost_only_what_they_say(tmp_path: Path) -> None:
+    """The page says that a run is damaged; where a sweep stands can be told all the same."""
+    for name, text in {"a": b"\xff\xfe", "b": b"epoch,val_accuracy\n1,0.5\n2,0.9x\n3\n"}.items():
+        RunFolder(tmp_path / name).write_run({"status": "completed", "metric": "val_accuracy"})
+        (tmp_path / name / EPOCHS).write_bytes(text)
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / RUN).write_text("{}")
+    runs = sweep_state(tmp_path).runs
+    assert [(run.state, run.epoch) for run in runs] == [
+        ("completed", 0), ("completed", 3), ("waiting", 0),
+    ]  # fmt: skip
+    assert runs[1].best == 0.5
+
+
+def test_a_damaged_sweep_does_not_hide_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, text in {"a": "{", "b": '{"runs": [{"run": "x", "choices": {}}]}'}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / SWEEP).write_text(text)
+    assert main(["list", str(tmp_path)]) == 0
+    damaged, other = capsys.readouterr().out.splitlines()
+    assert damaged.endswith("a: sweep.json is damaged, and there are no runs")
+    assert other.endswith("b: 1 runs: 1 waiting")

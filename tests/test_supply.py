@@ -40,13 +40,16 @@ from graft.dataset import LoadedDataset
 from graft.errors import DataError
 from graft.record import CHECKPOINT, EPOCHS, Record, read_run
 from graft.strategies import FineTune, HeadOnly, Strategy
+from graft.supply import Forecast, forecast
 from graft.supply.batches import Input, forget_pictures
 from graft.supply.shelf import Place, Shelf
 from graft.supply.stored import MEMORY_SHARE
+from graft.sweep import dry
+from graft.sweep.asked import Asked
 from graft.trunk import fill, held
 from graft.trunk.cut import cut
 from graft.trunk.run import ON_CPU, Frozen
-from graft.trunk.store import Filler
+from graft.trunk.store import Filler, Store
 
 SMALL, SMALL_END = "mobilenet_v3_small", "flatten"
 # Of a picture at 32 px, in float32: what the network's end takes, and its smallest earlier place.
@@ -236,6 +239,48 @@ def test_what_does_not_fit_at_the_end_is_stored_earlier(
     assert_equal(live, reused)
 
 
+@pytest.mark.parametrize(
+    ("limit", "num_bytes", "share"), [(None, END_BYTES, 0), (SMALLEST_BYTES, SMALLEST_BYTES, None),
+                                      (1, 0, 1)],
+    ids=["at the end", "earlier", "not at all"],
+)  # fmt: skip
+def test_a_forecast_says_what_is_then_done(
+    config: RunConfig, tmp_path: Path, limit: int | None, num_bytes: int, share: float | None
+) -> None:
+    config = replace(config, augmentation=NoAugmentation())
+    if limit is not None:
+        config = replace(config, cache=gigabytes(limit))
+    dataset = train.load_dataset(config)
+
+    def forecasted() -> Forecast:
+        network = train.build_network(config, dataset.examples.classes, torch.device("cpu"))
+        return forecast(config, dataset.examples, dataset.digests, cut(network.module))
+
+    before = forecasted()
+    assert before.num_bytes == num_bytes * PICTURES and not before.is_there
+    assert before.live_share == share if share is not None else 0 < before.live_share < 1
+    done = run(config, tmp_path / "run")
+    assert why(done).startswith(before.why) and before.why in before.line()
+    assert done.info["trunk"]["gigabytes"] == round(before.num_bytes / 1e9, 4)
+    after = forecasted()
+    assert after.is_there is (num_bytes > 0) and after.num_bytes == before.num_bytes
+
+
+@pytest.mark.parametrize("augmentation", [NoAugmentation(), RandomCrop()], ids=str)
+def test_the_time_of_a_dry_run_has_what_runs_for_every_batch(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, augmentation: Augmentation
+) -> None:
+    """Whatever is timed takes 16 seconds: each of 16 pictures in the trunk takes one."""
+    monkeypatch.setattr(dry, "_timed", lambda call, device: 16.0)
+    monkeypatch.setattr(dry, "_fit_s", lambda *_: 0.0)
+    asked = Asked("run", {}, replace(config, augmentation=augmentation, epochs=3))
+    cost = dry._cost([asked], set())
+    stored_s = float(PICTURES)
+    live_s = 3.0 * (64 + 8)  # training and validation pictures
+    expected = (stored_s, 0.0) if augmentation == NoAugmentation() else (0.0, live_s)
+    assert (cost.trunk_s, cost.fit_s) == expected
+
+
 def test_how_fast_a_fill_was_is_not_seen_in_what_runs_for_every_batch(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,6 +346,37 @@ def test_what_does_not_fit_beside_is_left_for_later(
     members = [train.Member(head, tmp_path / "head")]
     (done,) = train.train_array(members, train.load_dataset(head), beside=[tune])
     assert source(done) == "built" and len(entries(cache)) == 1
+
+
+def test_what_is_wanted_beside_costs_the_first_no_place_though_others_are_read(
+    config: RunConfig, tmp_path: Path, cache: Path
+) -> None:
+    """What is in use by others is not known to be in the way until room is made."""
+    num_bytes = END_BYTES * PICTURES
+    head = replace(config, augmentation=NoAugmentation(), cache=gigabytes(2 * END_BYTES))
+    store = Store(cache)
+    with store.fill("read", {}, 1, num_bytes) as filler:
+        filler.write(0, np.zeros((1, num_bytes), dtype=np.uint8))
+        being_read = filler.finish()
+    members = [train.Member(head, tmp_path / "head")]
+    tune = replace(head, strategy=FineTune(1))
+    (done,) = train.train_array(members, train.load_dataset(head), beside=[tune])
+    being_read.close()
+    assert source(done) == "built" and len(entries(cache)) == 2
+
+
+def test_without_a_store_memory_has_nothing_for_those_beside(
+    config: RunConfig, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.parent.mkdir(parents=True)
+    cache.write_text("no folder")
+    head = replace(config, augmentation=NoAugmentation())
+    enough = END_BYTES * PICTURES * MEMORY_SHARE
+    monkeypatch.setattr(machine, "available_bytes", lambda: enough)
+    members = [train.Member(head, tmp_path / "head")]
+    tune = replace(head, strategy=FineTune(1))
+    (done,) = train.train_array(members, train.load_dataset(head), beside=[tune])
+    assert source(done) == "memory"
 
 
 def test_an_earlier_place_and_another_trunks_end_are_not_mistaken_for_each_other(
@@ -687,7 +763,6 @@ def test_several_who_want_the_same_each_compute_another_view(
     from graft.supply.stored import _free_first
     from graft.trunk.fill import Wanted
     from graft.trunk.rows import RowFormat
-    from graft.trunk.store import Store
 
     store = Store(tmp_path / "activations", None)
     format = RowFormat.of((torch.zeros(2, 4),), "float32", 2)

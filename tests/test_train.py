@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from graft import dataset as dataset_
 from graft import machine, metrics, train
-from graft.config import Adam, CrossEntropy, RandomCrop, RunConfig, from_dict
+from graft.config import SGD, Adam, CrossEntropy, RandomCrop, RunConfig, from_dict
 from graft.errors import CacheError, ConfigError, DataError, Diverged, GraftError, RunError
 from graft.fit.learner import Learner
 from graft.record import CHECKPOINT, EPOCHS, Record, read_run
@@ -126,6 +126,18 @@ def test_a_loss_that_is_no_number_ends_the_run_with_its_status(
     done = read_run(tmp_path / "run")
     assert done.info["status"] == "diverged" and "loss became" in done.info["reason"]
     assert not done.is_completed
+
+
+def test_what_another_run_left_in_its_folder_is_not_taken_for_its_own(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    """As with sweep.overwrite=true: it ends before it has an epoch of its own to write."""
+    folder = _run(replace(tiny_config, epochs=1), tmp_path / "run").path
+    (folder / "figures").mkdir()
+    with pytest.raises(Diverged):
+        _run(replace(tiny_config, optimizer=Adam(lr=1e30)), folder)
+    left = {path.name for path in folder.iterdir()}
+    assert left == {"run.json", "config.yaml", "environment.json", "train.log", ".lock"}
 
 
 def test_a_metric_without_a_value_fails_the_run_and_says_why(
@@ -255,6 +267,14 @@ def test_a_precision_that_a_cpu_has_not_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=f"precision={precision} {said}"):
         train.resolve(replace(tiny_config, precision=precision, device=device))
+
+
+@pytest.mark.parametrize("strategy", [HeadOnly(), FineTune()], ids=repr)
+def test_nesterov_without_a_momentum_is_refused(tiny_config: RunConfig, strategy: Strategy) -> None:
+    """PyTorch would refuse it when it trains; a stack of heads would not have noticed."""
+    alone = replace(tiny_config, strategy=strategy, optimizer=SGD(momentum=0.0, nesterov=True))
+    with pytest.raises(ConfigError, match=r"optimizer\.nesterov=true needs a momentum"):
+        train.resolve(alone)
 
 
 def test_many_classes_have_a_score_each(

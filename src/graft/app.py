@@ -380,7 +380,8 @@ def _with_names(arguments: Sequence[str]) -> list[str]:
     added = []
     is_sweep = bool(swept) or "experiment" in fixed
     if "sweep.name" not in fixed and is_sweep:
-        added.append(f"sweep.name={naming.sweep_name(swept, fixed)}")
+        # Not as its name, which an experiment may give: an override would be above that.
+        added.append(f"sweep.default_name={naming.sweep_name(swept, fixed)}")
     if swept:
         added.append(f"sweep.axes=[{','.join(axis.lstrip('+~') for axis in swept)}]")
     return [*arguments, *added]

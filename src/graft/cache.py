@@ -25,7 +25,7 @@ _DAY = 24 * 3600
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The console script: 0; 1 where `verify` found damage; 2 with a message."""
+    """The console script: 0; 1 where `verify` found damage; 2 with a message; 130 by Ctrl-C."""
     options = _parser().parse_args(argv)
     try:
         store = _store(options.folder)
@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (GraftError, ValueError) as error:
         print(f"graft-cache: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 def _store(folder: Path | None) -> "Store":
@@ -60,9 +62,8 @@ def _list(store: "Store") -> int:
         if not console.is_terminal and "COLUMNS" not in os.environ:
             console = Console(highlight=False, width=_WIDTH)
         console.print(_table(entries))
-    limit = "" if store.limit_bytes is None else f" of at most {_size(store.limit_bytes)}"
     total = _size(sum(entry.num_bytes for entry in entries))
-    print(f"{_count(len(entries))}, {total}{limit}, in {store.folder}")
+    print(f"{_count(len(entries))}, {total}, in {store.folder}")
     return 0
 
 
@@ -111,6 +112,7 @@ def _clear(store: "Store", keys: Sequence[str], older_than: float | None) -> int
             freed, count = freed + entry.num_bytes - entry.num_missing, count + 1
         else:
             print(f"{entry.key[:_SHORT]}  is in use, and stays")
+    store.remove_gone()
     print(f"{_count(count)} removed, {_size(freed)} freed, in {store.folder}")
     return 0
 

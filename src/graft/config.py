@@ -35,6 +35,7 @@ def _checked(rule: Rule, **kwargs: Any) -> Any:
 POSITIVE = Rule(lambda v: v > 0, "a number above 0")
 NOT_NEGATIVE = Rule(lambda v: v >= 0, "0 or more")
 SEED = Rule(lambda v: 0 <= v < 2**32, "a whole number, 0 to 4294967295")  # as scikit-learn takes
+RUN_SEED = Rule(lambda v: 0 <= v < 2**63, "a whole number, 0 to 9223372036854775807")  # PyTorch's
 COUNT = Rule(lambda v: v >= 1, "a whole number of at least 1")
 FRACTION = Rule(lambda v: 0 <= v < 1, "a fraction, 0 or more and below 1")
 SPLIT_FRACTIONS = Rule(
@@ -130,7 +131,7 @@ class Model:
     name: str
     weights: str = "imagenet"
     dropout: float | None = _checked(FRACTION, default=None)
-    head_seed: int | None = _checked(NOT_NEGATIVE, default=None)
+    head_seed: int | None = _checked(RUN_SEED, default=None)
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
@@ -240,6 +241,7 @@ class Sweep:
     """What its runs belong to.
 
     Attributes:
+        default_name: what `name` stands for where it is not given.
         axes: the keys that differ between the runs: they name the runs' folders.
         overwrite: whether runs in its folder that have other settings, or were trained on other
             data or from other weights, may be replaced.
@@ -248,6 +250,7 @@ class Sweep:
     """
 
     name: str = "single"
+    default_name: str = "single"
     axes: tuple[str, ...] = ()
     overwrite: bool = False
     dry_run: bool = False
@@ -280,7 +283,7 @@ class RunConfig:
     loss: CrossEntropy = CrossEntropy()
     augmentation: Augmentation = Flip()
     sampling: Literal["shuffled", "balanced"] = "shuffled"
-    seed: int = _checked(NOT_NEGATIVE, default=0)
+    seed: int = _checked(RUN_SEED, default=0)
     epochs: int = _checked(COUNT, default=10)
     batch_size: int = _checked(COUNT, default=32)
     image_size: int | None = _checked(

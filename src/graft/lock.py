@@ -68,7 +68,8 @@ class Lock:
         until, has_waited = time.monotonic() + wait_s, False
         try:
             while not _is_taken(file, shared):
-                if time.monotonic() >= until:
+                # Who only looks has it for a moment: once more, however short the wait.
+                if has_waited and time.monotonic() >= until:
                     raise Locked(self.path, **_holder(file))
                 has_waited = True
                 time.sleep(_EVERY_S)

@@ -27,15 +27,24 @@ def cache_dir(output_dir: str | Path = "outputs") -> Path:
     """Where what can be made again is kept: $GRAFT_CACHE, ~/.cache/graft, or the output folder."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     wanted = Path(os.environ.get("GRAFT_CACHE") or Path(home) / "graft").absolute()
-    for folder in (wanted, Path(output_dir).absolute() / ".cache"):
+    beside = Path(output_dir).absolute() / ".cache"
+    for folder in (wanted, beside):
+        why = "it may not be written to"
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if os.access(folder, os.W_OK):
+                return folder
         except OSError as error:
-            log.warning("The cache folder %s cannot be used (%s).", folder, error.strerror)
-            continue
-        if os.access(folder, os.W_OK):
-            return folder
+            why = str(error.strerror)
+        if folder == wanted:
+            _say_once(f"The cache folder {wanted} cannot be used ({why}): {beside} is.")
     raise ConfigError(f"output_dir={output_dir} cannot be written.")
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    """Each array of a sweep asks anew."""
+    log.warning("%s", text)
 
 
 def device(name: str) -> str:
@@ -224,6 +233,7 @@ def prepare_process(config: RunConfig) -> None:
     import torch
 
     keep_memory()
+    _allow_open_files()
     # To be told a number, even its own, changes how MKL shares work out; every lane is told.
     torch.set_num_threads(torch.get_num_threads())
     _set_up_cublas()
@@ -233,9 +243,27 @@ def prepare_process(config: RunConfig) -> None:
     # Its gradients differ from run to run (a ViT trained whole, on an H200). Without it float32
     # takes plain products of matrices, in the same time, and bfloat16 takes FlashAttention.
     torch.backends.cuda.enable_mem_efficient_sdp(False)
+    # Who calls us may have asked for less, in one of two ways, of a processor too: all is ours to
+    # say, as what is stored goes by our words for it.
+    cpu: Any = torch.backends.mkldnn
+    kinds: tuple[Any, ...] = (
+        torch.backends, torch.backends.cudnn, cpu, cpu.matmul, cpu.conv, cpu.rnn,
+    )  # fmt: skip
+    for kind in kinds:
+        kind.fp32_precision = "none"
     # PyTorch's own default is TF32 in convolutions: 10 bits of precision under the name float32.
     torch.backends.cudnn.allow_tf32 = config.precision != "float32"
     torch.backends.cuda.matmul.allow_tf32 = config.precision == "tf32"
+
+
+def _allow_open_files() -> None:
+    """Each run of an array holds its lock, and a process is often allowed 1,024 open files."""
+    with suppress(ImportError, OSError, ValueError):  # no Unix; not as many
+        import resource
+
+        allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = max(allowed, min(most, 1 << 16))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def _set_up_cublas() -> None:

@@ -45,6 +45,17 @@ def scores(predictions: "Predictions") -> dict[str, float]:
     return {name: value for name, value in found.items() if np.isfinite(value)}
 
 
+def defined(labels: "NDArray[np.int64]", num_classes: int) -> set[str]:
+    """Names of the scores that examples with these labels have, whatever is predicted of them."""
+    from graft.record import Predictions
+
+    found = np.unique(labels)  # one example a class is enough to tell
+    said = np.zeros(len(found) if num_classes == 2 else (len(found), num_classes), np.float32)
+    names = np.full(len(found), "", dtype=object)
+    classes = tuple(map(str, range(num_classes)))
+    return set(scores(Predictions(names, names, found, said, classes)))
+
+
 def confusion(predictions: "Predictions") -> "NDArray[np.int64]":
     """Counts, int64 [C, C]: a row for each label, a column for each predicted class."""
     num_classes = len(predictions.classes)

@@ -111,6 +111,16 @@ class RunFolder:
         """Remove what an earlier start was writing when it was killed."""
         remove_parts(self.path)
 
+    def remove_results(self) -> None:
+        """Of another run that was here: nothing of it may be taken for this one's.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        for name in (EPOCHS, PREDICTIONS, EXAMPLES, CHECKPOINT):
+            (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / FIGURES, ignore_errors=True)
+
     def remove_checkpoints(self) -> None:
         """What of them cannot be removed is in nobody's way."""
         shutil.rmtree(self.path / RESUME, ignore_errors=True)
@@ -274,14 +284,15 @@ def read_run(path: Path) -> Record:
     Raises:
         RecordError: there is none, it cannot be read, or a newer version wrote it.
     """
-    info = read_json(path / RUN)
-    if info is None:
+    known = read_json(path / RUN) or {}
+    number = known.get("format", 0)
+    if isinstance(number, int) and number > FORMAT:
+        raise RecordError(f"{path / RUN} was written by a newer version of Graft.")
+    if not isinstance(number, int) or known.get("status") not in STATUSES:
         inside = sorted(found.parent.name for found in path.glob(f"*/{RUN}"))
         hint = f" It has runs inside, such as {path / inside[0]}." if inside else ""
         raise RecordError(f"{path} holds no run: {RUN} is missing or damaged.{hint}")
-    if info.get("format", 0) > FORMAT:
-        raise RecordError(f"{path / RUN} was written by a newer version of Graft.")
-    return Record(path, info)
+    return Record(path, known)
 
 
 def readable_runs(sweep: Path) -> list[Record]:

@@ -116,7 +116,11 @@ class Run:
         self.writer.remove_parts()
         self.log = stack.enter_context(RunLog(member.folder / record.LOG))
         self.info = _first_info(member, dataset)
-        self.info |= _counted(read_json(member.folder / record.RUN) or {}, self.info)
+        earlier = read_json(member.folder / record.RUN) or {}
+        if _is_same(earlier, self.info):
+            self.info |= _counted(earlier)
+        else:
+            self.writer.remove_results()
         self.writer.write_config(to_dict(self.config))
         self.writer.write_environment(machine.environment(self.config.device))
         self.writer.write_run(self.info)
@@ -149,6 +153,7 @@ class Run:
         self.info["resumed_after"] = [*self.info["resumed_after"], self.epochs_done]
         self.writer.write_run(self.info)
         self.log.info("  goes on after epoch %d of %d", self.epochs_done, self.config.epochs)
+        self.log.rest()  # its turn may come much later
 
     def keep(self, state: State, fit_s: float) -> None:
         """Store a checkpoint. `fit_s`: spent on epochs, not yet counted by `spent`."""
@@ -182,6 +187,7 @@ class Run:
     def _end_as(self, outcome: Outcome) -> None:
         self.outcome = outcome
         self._lock.release()
+        self.log.rest()
         self._ended(self.member, outcome)
 
 
@@ -195,10 +201,8 @@ def _completed(member: Member, dataset: LoadedDataset) -> Record | None:
     return found if found.is_completed and _is_same(found.info, wanted) else None
 
 
-def _counted(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+def _counted(earlier: Mapping[str, Any]) -> dict[str, Any]:
     """How often this run has been started, this time included, and where it went on."""
-    if not _is_same(earlier, now):
-        return {"attempts": 1, "resumed_after": []}
     return {
         "attempts": earlier.get("attempts", 1) + 1,
         "resumed_after": earlier.get("resumed_after", []),

@@ -8,7 +8,7 @@ from typing import Any
 
 from graft import machine
 from graft.catalog import find
-from graft.config import RunConfig, to_dict
+from graft.config import SGD, RunConfig, to_dict
 from graft.errors import ConfigError
 from graft.identity import digest
 
@@ -17,7 +17,8 @@ def resolve(config: RunConfig) -> RunConfig:
     """The configuration with nothing left open: image size, mean and deviation, device.
 
     Raises:
-        ConfigError: no such model or device, or a precision that the device has not.
+        ConfigError: no such model or device, a precision that the device has not, or settings that
+            do not go together.
     """
     backbone = find(config.model.name)
     model = replace(
@@ -31,6 +32,12 @@ def resolve(config: RunConfig) -> RunConfig:
                 f"model.{key}={list(values or ())}: expected three numbers, one a channel"
                 f"{', each above 0' if key == 'std' else ''}."
             )
+    own = config.optimizer
+    if isinstance(own, SGD) and own.nesterov and not own.momentum:
+        raise ConfigError(
+            "optimizer.nesterov=true needs a momentum: give optimizer.momentum=0.9, or leave "
+            "optimizer.nesterov=false."
+        )
     device = machine.device(config.device)
     if config.precision == "float16" and device.startswith("cpu"):
         raise ConfigError("precision=float16 needs a GPU. Use float32, or bfloat16, on a CPU.")

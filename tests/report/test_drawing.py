@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 from graft.aside import Aside
 from graft.record import read_runs
 from graft.report import figures
-from graft.report.drawing import FOLDER, Drawing
+from graft.report.drawing import FOLDER, Drawing, _Given
 
 NAMES = ["accuracy.png", "confusion.png", "loss.png", "roc.png"]
 
@@ -57,6 +58,18 @@ def test_what_cannot_be_drawn_is_said_once(binary: Any, caplog: pytest.LogCaptur
         drawing.finish()
     assert sorted(told) == sorted(one.name for one in records)
     assert [record.getMessage()[:20] for record in caplog.records] == ["The figures of a run"]
+
+
+def test_what_fails_after_a_figure_keeps_nobody_waiting(binary: Any) -> None:
+    """The folder may be gone when the run is told to be ended."""
+    drawing, ended = Drawing(), []
+    drawing.warm_up(None)
+    drawing._put(_Given(None, lambda: 1 / 0, None))
+    drawing._put(_Given(None, lambda: ended.append(True), None))
+    waiting = threading.Thread(target=drawing._waiting.join, daemon=True)
+    waiting.start()
+    waiting.join(60)
+    assert ended and not waiting.is_alive()
 
 
 def test_figures_for_a_folder_and_for_the_page_may_be_drawn_at_once(

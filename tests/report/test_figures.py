@@ -4,10 +4,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from PIL import Image
 
+from graft.metrics import confusion
 from graft.record import Predictions, read_runs
 from graft.report import figures
+from graft.report.canvas import PAPER
 
 
 def _predictions(classes: tuple[str, ...], size: int = 60) -> Predictions:
@@ -25,6 +28,32 @@ def test_a_confusion_matrix_is_drawn_for_any_number_of_classes(num_classes: int)
     texts = ["".join(e.itertext()) for e in root.iter() if e.tag.endswith("}text")]
     assert "c0" in texts
     assert len([t for t in texts if t.startswith("c")]) <= 2 * 25
+
+
+def test_the_cells_of_many_classes_are_one_artist() -> None:
+    """Each by itself they took a hundred classes eight times as long."""
+    one = _predictions(tuple(f"c{i}" for i in range(100)), 200)
+    (axes,) = figures._confusion_figure(one, PAPER).axes
+    (cells,) = axes.collections
+    assert len(cells.get_paths()) == np.count_nonzero(confusion(one))
+    assert not axes.patches
+
+
+def test_counts_can_be_read_on_every_shade() -> None:
+    """At least 3 to 1, as for large text."""
+    for share in np.linspace(0.01, 1, 100):
+        alpha = 0.06 + 0.94 * share
+        paper = 1 - alpha * (1 - np.array(to_rgb(PAPER.accent)))
+        ink = to_rgb(figures._ink_on(float(share), PAPER))
+        dark, light = sorted(_luminance(colour) for colour in (paper, ink))
+        assert (light + 0.05) / (dark + 0.05) >= 3, share
+
+
+def _luminance(colour: Any) -> float:
+    """WCAG 2's relative luminance."""
+    parts = np.asarray(colour)
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
 
 
 def test_names_are_drawn_as_they_are_and_on_one_line() -> None:

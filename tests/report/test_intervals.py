@@ -11,6 +11,7 @@ from graft.report.intervals import (
     difference_interval,
     holm,
     paired,
+    repeated,
     spread,
     wilson_interval,
 )
@@ -89,6 +90,14 @@ def test_examples_are_matched_by_id_not_by_order() -> None:
     assert paired(a, b).both == 3
 
 
+def test_pairs_in_one_order_and_in_another_say_the_same() -> None:
+    random = np.random.default_rng(0)
+    a, b = (_predictions((random.random(200) < share).tolist()) for share in (0.9, 0.8))
+    order = random.permutation(200)
+    shuffled = Predictions(b.ids[order], b.splits, b.labels[order], b.scores[order], b.classes)
+    assert paired(a, b) == paired(a, shuffled)
+
+
 @pytest.mark.parametrize("names", [["a", "b", "x"], ["a", "b"]])
 def test_other_examples_are_not_compared(names: list[str]) -> None:
     a = _predictions([True, True, True], ["a", "b", "c"])
@@ -106,3 +115,14 @@ def test_spread_is_mean_lowest_highest() -> None:
     found = spread([0.5, 0.75, 1.0])
     assert (found.mean, found.low, found.high, found.count) == (0.75, 0.5, 1.0, 3)
     assert math.isclose(spread([0.3]).mean, 0.3)
+
+
+def test_the_interval_of_repeated_differences_is_students() -> None:
+    """Against scipy's own, which takes long to import."""
+    from scipy import stats
+
+    values = [0.03, 0.01, 0.06, -0.02]
+    found = repeated(values)
+    low, high = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
+    assert (found.mean, found.count) == (pytest.approx(0.02), 4)
+    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))

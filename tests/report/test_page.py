@@ -11,9 +11,10 @@ from scipy.stats import binomtest
 
 from graft.metrics import scores
 from graft.record import EXAMPLES, PREDICTIONS, REPORT, read_runs
+from graft.report import words
 from graft.report.__main__ import write_report
 from graft.report.comparison import grid
-from graft.report.intervals import wilson_interval
+from graft.report.intervals import Estimate, wilson_interval
 from graft.report.results import results
 from graft.report.sweep import load
 
@@ -173,6 +174,7 @@ def test_of_runs_that_cannot_be_ranked_no_choice_is_the_best(maker: Any, tmp_pat
         made.run({"strategy": "head_only", "seed": str(seed)}, 0.5, metric="val_auroc")
     text = _text(_page(made.path))
     assert "cannot be ranked" in text and "best choice" not in text and "Over seeds" in text
+    assert "the best minus it" not in text
 
 
 def test_seeds_are_shown_by_their_mean_lowest_and_highest(maker: Any, tmp_path: Path) -> None:
@@ -186,6 +188,35 @@ def test_seeds_are_shown_by_their_mean_lowest_and_highest(maker: Any, tmp_path: 
     text = _text(_page(made.path))
     assert f"full 3 {mean:.3f} {low:.3f} to {high:.3f}" in text
     assert f"best choice is full: validation accuracy {mean:.3f}" in text
+
+
+def test_the_best_choice_is_held_against_the_others_seed_for_seed(
+    maker: Any, tmp_path: Path
+) -> None:
+    made = maker(tmp_path / "s", sizes=(100, 100))
+    made.labels[:] = np.arange(200) % 2
+    num_wrong = {"full": (1, 5, 3), "head_only": (4, 6, 9), "fine_tune": (50, 3, 51)}
+    for strategy, wrong in num_wrong.items():
+        for seed, count in enumerate(wrong):
+            scores_ = 0.1 + 0.8 * ((np.arange(200) % 100 < count) != made.labels)
+            status = "diverged" if (strategy, seed) == ("fine_tune", 1) else "completed"
+            made.run({"strategy": strategy, "seed": str(seed)}, scores=scores_, status=status)
+    text = _text(_page(made.path))
+    # 0.03, 0.01 and 0.06: mean 0.0333, deviation 0.0252, and t of two degrees of freedom is 4.303.
+    found = f"+0.033 ({words.MINUS}0.029 to +0.096)"
+    assert f"differs from head_only by {found}, and is better with 3 of 3." in text
+    assert f"{found} 3 of 3" in text
+    assert "+0.485 (+0.421 to +0.549) 2 of 2" in text  # of the seeds that both have
+    # Another seed of the winner's answers nothing that was asked.
+    assert "Against the best run of another choice, head_only, seed=0," in text
+
+
+def test_of_one_choice_the_runner_up_is_another_seed(maker: Any, tmp_path: Path) -> None:
+    made = maker(tmp_path / "s")
+    for seed, skill in enumerate((0.5, 5.0)):
+        made.run({"seed": str(seed)}, skill)
+    text = _text(_page(made.path))
+    assert "Against the runner-up, seed=0," in text and "Seed for seed" not in text
 
 
 def test_slices_have_accuracy_and_count_for_each_value(binary: Any) -> None:
@@ -318,3 +349,36 @@ def test_many_runs_and_many_classes_are_capped(maker: Any, tmp_path: Path) -> No
 
 def test_the_demo_credits_its_drawings(binary: Any) -> None:
     assert "CC BY-SA 4.0" in _page(binary.path)
+
+
+# --- words and figures ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("correct", "total", "shown"),
+    [(90, 96, "0.938 (0.87 to 0.97)"), (19_560, 19_900, "0.983 (0.981 to 0.985)")],
+)
+def test_an_interval_is_shown_with_digits_that_tell_its_ends_apart(
+    correct: int, total: int, shown: str
+) -> None:
+    assert words.estimate(Estimate(correct, total)) == shown
+
+
+@pytest.mark.parametrize(
+    ("p", "shown"),
+    [(0.0002, "p < 0.001"), (0.0496, "p = 0.0496"), (0.05, "p = 0.050"), (0.049, "p = 0.049"),
+     (0.049999, "p = 0.049999"), (0.0504, "p = 0.050"), (0.123, "p = 0.12")],
+)  # fmt: skip
+def test_a_p_that_is_called_clear_is_shown_below_the_limit(p: float, shown: str) -> None:
+    assert words.p_value(p) == shown
+
+
+def test_a_run_without_a_choice_stands_under_none_of_its_values(maker: Any, tmp_path: Path) -> None:
+    """As where a rate became an axis later."""
+    made = maker(tmp_path / "s")
+    for strategy in ("full", "head_only"):
+        made.run({"strategy": strategy})
+        made.run({"strategy": strategy, "optimizer.lr": "1e-4"})
+    sweep = load(made.path)
+    found = grid(sweep, results(sweep.records, sweep.asked), None)
+    assert found is not None and found.across_values == (words.NOTHING, "1e-4")

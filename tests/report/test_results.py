@@ -5,7 +5,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from graft.record import PREDICTIONS, RUN, read_json, write_json
+from graft.record import EPOCHS, PREDICTIONS, RUN, SWEEP, read_json, write_json
+from graft.report.__main__ import write_report
 from graft.report.results import FIGURES, results, write_csv
 from graft.report.sweep import load
 
@@ -78,6 +79,33 @@ def test_a_completed_run_whose_files_are_damaged_is_a_failed_row(binary: Any) ->
 def test_a_damaged_run_json_costs_one_row(binary: Any) -> None:
     (binary.path / "strategy=head_only,optimizer.lr=1e-3" / RUN).write_text("{")
     assert [row["status"] for row in _rows(binary.path)][:3] == ["failed", "completed", "completed"]
+
+
+def test_a_run_json_that_lacks_what_all_have_costs_one_row(binary: Any) -> None:
+    path = binary.path / "strategy=head_only,optimizer.lr=1e-3" / RUN
+    known = read_json(path) or {}
+    for damaged in ({}, {k: v for k, v in known.items() if k != "metric"}, {**known, "format": []}):
+        write_json(path, damaged)
+        assert [row["status"] for row in _rows(binary.path)][:2] == ["failed", "completed"]
+
+
+@pytest.mark.parametrize(("old", "new"), [("val_accuracy", "val_accurac"), ("3,0", "3,x")])
+def test_damaged_epochs_cost_one_row(binary: Any, old: str, new: str) -> None:
+    """Of a run that ended otherwise, its curves."""
+    for place in (0, 3):
+        path = binary.path / binary.asked[place]["run"] / EPOCHS
+        path.write_text(path.read_text().replace(old, new).replace("\n2,", "\n2,x"))
+    rows = write_report(binary.path).rows
+    assert [row["status"] for row in rows][:4] == ["failed", "completed", "completed", "diverged"]
+    assert "damaged" in str(rows[0]["reason"])
+
+
+def test_a_damaged_sweep_json_costs_the_choices(binary: Any) -> None:
+    text = (binary.path / SWEEP).read_text()
+    text = text.replace('"choices"', '"chaices"', 1).replace('"run"', '"rum"', 2)
+    (binary.path / SWEEP).write_text(text.replace('"rum"', '"run"', 1))
+    rows = _rows(binary.path)
+    assert len(rows) == 5 and rows[0]["strategy"] is None
 
 
 def test_a_record_of_a_newer_version_is_a_failed_row_that_says_so(binary: Any) -> None:

@@ -97,7 +97,7 @@ def searched(binary: Any) -> Path:
 def test_the_page_tells_what_was_tried_and_what_is_best(searched: Path) -> None:
     text = _text(searched)
     assert "What the search learned" in text
-    assert "6 trials: 3 completed, 2 pruned, 1 failed (1 of them repeated an earlier point" in text
+    assert "5 trials: 2 completed, 2 pruned, 1 failed (1 more repeated an earlier point and" in text
     assert "epochs run 11 of 16 (31 % saved by pruning)" in text
     assert "3 0.9 0.03162 fine_tune 1 in All runs" in text
     assert "Chosen among 4 by the figures shown here" in text
@@ -105,6 +105,14 @@ def test_the_page_tells_what_was_tried_and_what_is_best(searched: Path) -> None:
     assert "experiment/best.yaml" in text
     assert "train_loss became nan" in text
     assert "secret" not in text
+
+
+def test_what_repeats_a_pruned_point_has_not_failed(tmp_path: Path) -> None:
+    trials = [_trial(0, 0.7), _trial(1, state="pruned"), _trial(2, state="failed", same_as=1)]
+    search = read(_write(tmp_path, trials, best=[0]))
+    assert search is not None and search.of("failed") == []
+    said = "2 trials: 1 completed, 1 pruned (1 more repeated an earlier point and was not run)."
+    assert search_words.tally(search) == said
 
 
 def test_the_best_trial_links_to_its_run(searched: Path) -> None:

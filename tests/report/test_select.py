@@ -6,13 +6,11 @@ import pytest
 from graft.config import CrossEntropy
 from graft.errors import RecordError
 from graft.record import PREDICTIONS, read_json, read_runs, write_json
-from graft.report.select import ranked, selection, val_loss, why_not_comparable, winner
+from graft.report.select import ranked, selection, val_loss, why_not_comparable
 
 
 def _best(maker: Any) -> str:
-    found = winner(read_runs(maker.path))
-    assert found is not None
-    return found.name
+    return ranked(read_runs(maker.path))[0].name
 
 
 def test_the_winner_is_best_on_validation(binary: Any) -> None:
@@ -34,7 +32,7 @@ def test_runs_that_did_not_complete_are_never_chosen(maker: Any, tmp_path: Any) 
     made = maker(tmp_path / "s")
     for status in ("diverged", "failed", "pruned", "skipped", "timed_out", "running"):
         made.run({"strategy": status}, 5.0, status=status)
-    assert winner(read_runs(made.path)) is None
+    assert ranked(read_runs(made.path)) == []
     made.run({"strategy": "head_only"}, 0.1)
     assert _best(made) == "strategy=head_only"
 
@@ -96,7 +94,7 @@ def test_runs_selected_by_different_metrics_are_not_ranked(maker: Any, tmp_path:
     made.run({"metric": "val_f1"}, metric="val_f1")
     made.run({"metric": "val_loss"}, metric="val_loss")
     with pytest.raises(RecordError, match="different metrics \\(val_f1, val_loss\\)"):
-        winner(read_runs(made.path))
+        ranked(read_runs(made.path))
 
 
 def test_runs_validated_on_other_examples_are_not_ranked(maker: Any, tmp_path: Any) -> None:
@@ -105,7 +103,7 @@ def test_runs_validated_on_other_examples_are_not_ranked(maker: Any, tmp_path: A
     made.splits = made.splits[::-1].copy()
     made.run({"dataset.split_seed": "1"})
     with pytest.raises(RecordError, match="different examples"):
-        winner(read_runs(made.path))
+        ranked(read_runs(made.path))
 
 
 def test_runs_with_other_classes_are_not_ranked(maker: Any, tmp_path: Any) -> None:
@@ -114,7 +112,7 @@ def test_runs_with_other_classes_are_not_ranked(maker: Any, tmp_path: Any) -> No
     path = made.run({"dataset.target": "Smiling"})
     write_json(path / "run.json", {**(read_json(path / "run.json") or {}), "classes": ["x", "y"]})
     with pytest.raises(RecordError, match="different classes"):
-        winner(read_runs(made.path))
+        ranked(read_runs(made.path))
 
 
 def test_the_order_of_the_stored_examples_does_not_matter(maker: Any, tmp_path: Any) -> None:

@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -11,6 +12,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from hydra_plugins.study_sweeper import _results
 from hydra_plugins.study_sweeper._errors import BadSearch
 from hydra_plugins.study_sweeper._space import space
 from hydra_plugins.study_sweeper._study import check_same
@@ -44,6 +46,38 @@ def test_the_best_is_written_as_the_official_sweeper_writes_it(search: Any) -> N
     expected = {"name": "optuna", "best_params": best.params, "best_value": best.value}
     text = (found.folder / "optimization_results.yaml").read_text()
     assert text == OmegaConf.to_yaml(OmegaConf.create(expected))
+
+
+def test_a_file_that_takes_long_is_written_less_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of thousands of trials: most of the time is the search's own."""
+    now = 0.0
+    written: list[float] = []
+
+    def slow(*_: Any) -> None:
+        nonlocal now
+        written.append(now)
+        now += 2.0
+
+    study = optuna.create_study()
+    results = _results.Results(
+        tmp_path, study, space(X), storage="", names=["value"], n_trials=None, sampler="",
+        is_group=lambda key: False,
+    )  # fmt: skip
+    monkeypatch.setattr(_results, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(_results, "write_whole", slow)
+    for _ in range(100):
+        results.write()
+        now += 0.5
+    assert written == [0.0, 42.0]
+
+
+def test_what_no_file_can_say_is_said_beside_the_best_point(search: Any) -> None:
+    found = search(square, ["x=1,2", "~seed", "~where"], "n_trials=1")
+    text = (found.folder / "experiment" / "best.yaml").read_text()
+    assert "# No file can say this, give it as well: '~seed' '~where'\n" in text
+    assert set(OmegaConf.create(text)) == {"x"}
 
 
 @pytest.mark.slow
@@ -201,6 +235,8 @@ def test_a_study_that_is_gone_is_made_anew_from_the_searchs_file(search: Any) ->
         (X, ['enqueue="x=5"'], "hydra.sweeper.enqueue: x=5 is not in the space, -1 to 1."),
         (X, ["conditions={y: {x: 1}}"], "hydra.sweeper.conditions: y is not searched"),
         (X, ["hydra/sweeper/sampler=grid"], "sampler=grid: the space is not finite"),
+        (X, ["sampler=null"], "hydra.sweeper.sampler=null: name one: hydra/sweeper/sampler=tpe."),
+        (X, ["storage=journal://a.log"], "a journal is journal:///and its path, with three slash"),
         (X, ["storage=nosuch://x"], "hydra.sweeper.storage=nosuch://x cannot be used"),
         (X, ["replicates=2", "replicate_key=nothing"], "nothing"),
         (["name=plain,b"], ["objectives=['${name}']"], "to minimize plain, this trial would be to"),
@@ -244,6 +280,17 @@ def test_a_setting_out_of_its_bounds_is_refused_by_its_name(settings: Any, said:
     given = {"direction": "minimize", "n_trials": 20, "together": 1, "replicates": 1, **settings}
     with pytest.raises(BadSearch, match=re.escape(f"hydra.sweeper.{said}")):
         Asked.of(OmegaConf.create(given))
+
+
+def test_one_name_may_stand_for_a_list_of_one() -> None:
+    given = {"direction": "minimize", "objectives": "loss", "n_trials": 20}
+    assert Asked.of(OmegaConf.create(given)).goal == "minimize loss"
+
+
+def test_a_dry_run_says_what_is_wrong_with_the_storage(search: Any, tmp_path: Path) -> None:
+    (tmp_path / "bad.db").write_text("no database" * 100)
+    with pytest.raises(BadSearch, match=r"bad\.db cannot be used: file is not a database"):
+        search(square, X, f"storage=sqlite:///{tmp_path / 'bad.db'}", "dry_run=true")
 
 
 def test_a_dry_run_shows_the_search_and_makes_nothing(

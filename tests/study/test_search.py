@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from hydra_plugins.study_sweeper import _search
-from hydra_plugins.study_sweeper._errors import SearchFailed
+from hydra_plugins.study_sweeper._errors import BadSearch, SearchFailed
 from hydra_plugins.study_sweeper.trial import handle, report
 
 X = ["x=interval(-1,1)"]
@@ -182,6 +182,27 @@ def test_a_job_has_its_point_and_what_is_fixed(search: Any) -> None:
     }
 
 
+def test_a_grid_goes_on_in_its_order_and_is_not_put_into_the_queue(search: Any) -> None:
+    """A thousand trials that wait would be read with each look at the study."""
+    ran = Ran(lambda cfg: len(optuna.load_study(study_name=None, storage=storage).trials))
+    grid = ["x=range(3)", "y=0,1", "n_jobs=1", "hydra/sweeper/sampler=grid"]
+    storage = f"sqlite:///{search(square, X, 'n_trials=1', 'dry_run=true').folder / 'study.db'}"
+    for num_trials in (2, 5):
+        found = search(ran, grid[:2], f"n_trials={num_trials}", *grid[2:])
+    expected = [{"x": x, "y": y} for x in range(3) for y in range(2)][:5]
+    assert found.points == expected and len(found.proposed) == 5
+    assert [trial.value for trial in found.trials] == [1, 2, 3, 4, 5]
+    assert found.search["stopped"] == "its 5 trials are done"
+
+
+def test_a_function_may_suggest_more_at_each_point_of_a_grid(search: Any, own: Own) -> None:
+    own("def more(cfg, trial): trial.suggest_float('nested.lr', 0, 1)")
+    settings = ["custom_search_space=own.more", "hydra/sweeper/sampler=grid", "n_trials=4"]
+    found = search(square, ["x=1,2,3"], *settings)
+    assert [point["x"] for point in found.points][:3] == [1, 2, 3]
+    assert len({point["nested.lr"] for point in found.points}) == 4
+
+
 def test_a_glob_is_all_options_of_its_group(search: Any) -> None:
     ran = Ran()
     search(ran, ["group=glob(*,exclude=t*)"], "n_trials=9")
@@ -326,6 +347,18 @@ def test_a_trial_of_several_jobs_is_judged_by_their_mean(search: Any) -> None:
     assert found.results == {"name": "optuna", "best_params": {"x": 10}, "best_value": 13.0}
 
 
+def test_a_study_does_not_go_on_with_trials_of_other_jobs(search: Any) -> None:
+    """They could not be compared, and would get the numbers and folders of its jobs."""
+    ran = Ran()
+    search(ran, X, "n_trials=2", "replicates=3")
+    for settings in (["replicates=1"], ["replicates=3", "replicate_key=y"]):
+        with pytest.raises(BadSearch, match=r"holds trials with hydra\.sweeper\.replicates=3 and"):
+            search(ran, X, "n_trials=4", *settings)
+    assert len(ran.jobs) == 6
+    search(ran, X, "n_trials=3", "replicates=3")
+    assert len(ran.jobs) == 9
+
+
 def test_what_jobs_of_a_trial_differ_in_can_be_named(search: Any) -> None:
     ran = Ran(lambda cfg: cfg.fold)
     found = search(ran, ["x=1,2"], "replicates=2", "replicate_key=+fold", "n_trials=1")
@@ -402,6 +435,14 @@ def test_seeds_in_turn_end_with_those_that_are_worse_than_the_best_trials(
         assert [trial.value for trial in found.trials] == pytest.approx([1.025, 0.025])
 
 
+def test_that_a_pruner_of_seeds_has_none_to_compare_is_said(
+    search: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search(square, X, "hydra/sweeper/pruner=wilcoxon", "n_trials=1")
+    said = "with hydra.sweeper.replicates=1 and 1 objectives it prunes nothing"
+    assert said in capsys.readouterr().out
+
+
 def test_seeds_in_turn_end_with_one_that_fails(search: Any) -> None:
     ran = Ran(lambda cfg: 1 / (cfg.seed - 1))
     with pytest.raises(SearchFailed, match="No trial completed"):
@@ -465,6 +506,7 @@ def test_a_job_that_raises_optunas_own_exception_is_pruned(search: Any) -> None:
     ("setting", "count"),
     [
         ("direction=[minimize,maximize]", 2),
+        ("pruner=null", 1),
         pytest.param("hydra/sweeper/pruner=none", 1, marks=pytest.mark.slow),
     ],
 )

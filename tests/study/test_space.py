@@ -361,6 +361,10 @@ def test_a_condition_of_a_fixed_key_and_one_that_is_null_are_none() -> None:
 @pytest.mark.parametrize(
     ("conditions", "said"),
     [
+        (
+            {"depth": ["strategy=tune", "strategy=head"]},
+            "conditions.depth: no strategy is all of these at once. One of several is strategy=a,b",
+        ),
         ({"depht": "strategy=tune"}, "conditions: depht is not searched. Searched: depth, strat"),
         ({"depth": "strategie=tune"}, "depth=strategie=tune: name another searched key and its"),
         ({"depth": "strategy"}, "depth=strategy: name another searched key and its values"),

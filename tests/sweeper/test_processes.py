@@ -104,6 +104,7 @@ def test_processors_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
         ([2], 1, None, "gpus: 2 is not there. Visible: 0, 1"),
         (["GPU-x"], 1, None, "GPU-x is not there"),
         ([0, 0], 1, None, "names 0 twice"),
+        ([0, "0"], 1, None, "names 0 twice"),
         ([], 1, None, r"gpus=\[\]"),
         (None, 0, None, "per_gpu=0"),
         ([0], 1, 2, "not both"),
@@ -210,6 +211,47 @@ def test_a_silent_job_is_ended_and_one_that_logs_or_tells_is_not(apart: Launch) 
 
 
 @pytest.mark.slow
+def test_a_worker_that_was_told_to_stop_gets_no_other_job(apart: Launch) -> None:
+    def task(cfg: Any) -> Any:
+        if cfg.a == 1:
+            os._exit(3)
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            return os.getpid()
+
+    settings = ("hydra.launcher.timeout_s=3", "hydra.launcher.cpu_slots=1")
+    first, second = outcomes(apart(task, jobs(2), *settings))
+    assert isinstance(first, int) and not is_there(first)
+    assert "exit code 3" in str(second)
+
+
+def test_what_a_job_does_to_its_process_is_what_it_would_do_elsewhere(
+    apart: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its children can be interrupted, its end is heard, and it may go where it likes."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "away").mkdir()
+    sleeper = "import time; print(flush=True); time.sleep(20)"
+
+    def task(cfg: Any) -> Any:
+        import atexit
+
+        child = subprocess.Popen([sys.executable, "-c", sleeper], stdout=-1, stderr=-3)
+        assert child.stdout is not None
+        child.stdout.readline()
+        child.send_signal(signal.SIGINT)
+        atexit.register((tmp_path / f"{cfg.a}.ended").touch)
+        os.chdir(tmp_path / "away")
+        return child.wait()
+
+    settings = ("hydra.launcher.cpu_slots=1", "hydra.sweep.dir=here")
+    assert outcomes(apart(task, jobs(2), *settings)) == [-signal.SIGINT] * 2
+    assert sorted(path.name for path in tmp_path.glob("*.ended")) == ["0.ended", "1.ended"]
+    assert sorted(path.name for path in (tmp_path / "here").iterdir()) == ["0", "1"]
+
+
+@pytest.mark.slow
 def test_fail_fast_ends_what_runs(apart: Launch) -> None:
     def task(cfg: Any) -> Any:
         if cfg.a == 0:
@@ -299,10 +341,21 @@ def test_getting_ready_in_vain_costs_no_job(apart: Launch, application: str) -> 
 
 
 @pytest.mark.slow
-def test_warming_up_in_vain_costs_no_job(apart: Launch, application: str) -> None:
-    for name in ("warm_up_in_vain", "nothing"):
-        setting = f"hydra.launcher.warm_up={application}.{name}"
-        assert outcomes(apart(lambda cfg: cfg.a, jobs(2), setting)) == [0, 1]
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("{}.warm_up_in_vain", ""),
+        ("{}.nothing", "AttributeError: module '{}' has no attribute 'nothing'"),
+        ("__main__.warm_up", "a worker cannot import the script"),
+    ],
+)
+def test_warming_up_in_vain_costs_no_job(
+    apart: Launch, application: str, capsys: Any, name: str, said: str
+) -> None:
+    setting = f"hydra.launcher.warm_up={name.format(application)}"
+    assert outcomes(apart(lambda cfg: cfg.a, jobs(2), setting)) == [0, 1]
+    error = capsys.readouterr().err
+    assert (f"{setting} is not called: {said.format(application)}" in error) == bool(said)
 
 
 @pytest.mark.slow
@@ -485,10 +538,11 @@ def test_ten_thousand_jobs_take_no_memory(tmp_path: Path) -> None:
 # --- the launcher is stopped ----------------------------------------------------------------
 
 APP = """
-import os, time, hydra
+import os, subprocess, time, hydra
 @hydra.main(version_base="1.3", config_path=None)
 def main(cfg):
-    (open(f"{cfg.folder}/{os.getpid()}", "w")).close()
+    for pid in (subprocess.Popen(["sleep", "60"]).pid, os.getpid()):
+        (open(f"{cfg.folder}/{pid}", "w")).close()
     try:
         time.sleep(60)
     except KeyboardInterrupt:
@@ -519,6 +573,17 @@ def test_no_process_outlives_the_launcher(
 
 
 @pytest.mark.slow
+def test_what_jobs_have_left_running_ends_with_a_launcher_that_is_killed(tmp_path: Path) -> None:
+    """In a worker that works, and in one that waits for its next job."""
+    is_first = "    if cfg.x == 0: return\n    try:"
+    driver, _, pids = started(tmp_path, APP.replace("    try:", is_first))
+    with driver:
+        time.sleep(1)
+        driver.kill()
+    until(lambda: not any(is_there(pid) for pid in pids))
+
+
+@pytest.mark.slow
 def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
     driver, _, pids = started(tmp_path, APP.replace("raise\n", "time.sleep(60)\n"))
     with driver:
@@ -543,7 +608,7 @@ def test_an_application_that_unwinds_at_a_signal_leaves_no_process(tmp_path: Pat
 
 
 def started(tmp_path: Path, app: str = APP) -> tuple["subprocess.Popen[bytes]", Path, list[int]]:
-    """(a launcher with two running jobs, their folder, their processes)"""
+    """(a launcher with two running jobs, their folder, their processes and what they started)"""
     (tmp_path / "app.py").write_text(app)
     folder = tmp_path / "pids"
     folder.mkdir()
@@ -552,7 +617,7 @@ def started(tmp_path: Path, app: str = APP) -> tuple["subprocess.Popen[bytes]", 
         "hydra.launcher.cpu_slots=2", "+x=0,1",
     ]  # fmt: skip
     driver = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
-    until(lambda: len(list(folder.iterdir())) == 2)
+    until(lambda: len(list(folder.iterdir())) == 4)
     return driver, folder, [int(path.name) for path in folder.iterdir()]
 
 

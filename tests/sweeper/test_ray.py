@@ -19,7 +19,7 @@ import pytest
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 
-from hydra_plugins.gpu_launcher import _ray_slot, progress
+from hydra_plugins.gpu_launcher import _ray_host, _ray_slot, progress
 from hydra_plugins.gpu_launcher._ray_files import (
     PIECE,
     File,
@@ -450,6 +450,38 @@ def test_what_jobs_wrote_elsewhere_is_brought_home(tmp_path: Path, nodes: Cluste
         assert (home / f"beside {x}").read_text() != str(tmp_path)
         assert not (home / f"{x}" / "link").is_symlink()
     assert not list(home.rglob(".*.part")) and not list(home.glob(".ray-*"))
+
+
+@pytest.mark.slow
+def test_modules_that_a_runtime_env_brings_are_found(tmp_path: Path, nodes: Cluster) -> None:
+    """Ray keeps its copies of them below a folder "ray"."""
+    for name in ("code", "more"):
+        (tmp_path / name / f"lent_{name}").mkdir(parents=True)
+        (tmp_path / name / f"lent_{name}" / "__init__.py").write_text(f"WORD = '{name}'\n")
+    app = (
+        "import hydra\n@hydra.main(version_base='1.3', config_path=None)\ndef main(cfg):\n"
+        "    import sys, lent_code, lent_more\n"
+        "    print('lent', lent_code.WORD, lent_more.WORD)\n"
+        "    print('of Ray', [one for one in sys.path if '/ray/thirdparty_files' in one])\nmain()\n"
+    )
+    brought = (
+        f"{{working_dir: {tmp_path / 'code'}, py_modules: [{tmp_path / 'more' / 'lent_more'}]}}"
+    )
+    settings = [f"hydra.launcher.address={nodes.address}", f"hydra.launcher.runtime_env={brought}"]
+    with driver(tmp_path, app, *settings, "hydra.sweep.dir=out", "+x=0") as d:
+        out, error = d.communicate(timeout=90)
+    assert "lent code more" in out and "of Ray []" in out, out + error
+
+
+def test_what_is_asked_twice_of_an_actor_loses_no_event() -> None:
+    ear = _ray_host._Ear()
+    for number in range(4):
+        ear.said(str(number), "ray 0", is_error=False)
+    for seen in (0, 2, 0):  # the last was sent first, and heard again by nobody
+        ear.forget(seen)
+    assert [blob for _, blob in ear.events] == [b"2", b"3"]
+    ear.forget(3)
+    assert [blob for _, blob in ear.events] == [b"3"]
 
 
 def test_files_come_home_whole_with_mode_and_time(tmp_path: Path) -> None:

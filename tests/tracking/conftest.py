@@ -18,7 +18,8 @@ import torch
 
 from graft.config import Tracking
 from graft.record import Predictions, Record, RunFolder, read_run, write_json
-from graft.tracking import RunTracking, SweepTracking, default_uri
+from graft.tracking import RunTracking, SweepTracking, apart, default_uri
+from graft.tracking.client import Store
 
 AXES = ("strategy", "optimizer.lr")
 CHOICES = [
@@ -257,6 +258,13 @@ def lab(tmp_path: Path, tables: Path) -> Iterator[Lab]:
     lab = Lab(output)
     yield lab
     lab.close()
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow is called here, which takes no other process to start, and can be patched."""
+    monkeypatch.setattr(apart, "open_store", Store)
+    monkeypatch.setattr(apart, "give_back", lambda store: None)
 
 
 class Server:

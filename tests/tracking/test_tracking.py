@@ -22,7 +22,8 @@ from graft.tracking import (
     sync,
     upload,
 )
-from graft.tracking.client import Store
+from graft.tracking.client import Store, StoreError
+from graft.tracking.sweep import first_letter
 
 
 def test_a_sweep_is_a_parent_with_a_child_per_run(lab: Any) -> None:
@@ -172,6 +173,21 @@ def test_other_numbers_for_a_run_are_another_run(lab: Any) -> None:
     assert len(lab.seen().curve(old, "val/loss")) == 3
 
 
+@pytest.mark.usefixtures("in_this_process")
+def test_a_run_with_other_settings_takes_nothing_over_of_the_one_that_it_replaces(lab: Any) -> None:
+    """As with sweep.overwrite=true. A rate of its schedule, say: the first epochs are the same."""
+    lab.train(lab.open(), 0)
+    lab.seen()
+    lab.config = {"epochs": 2, "patience": 1}
+    run = lab.begin(lab.open(), 0, num_epochs=2)
+    run.finish(None, "completed", None, {})
+    (kept,) = lab.seen().runs().values()
+    assert kept.data.params["epochs"] == "2"
+    assert [step for step, _ in lab.seen().curve(kept, "val/loss")] == [1, 2]
+    (old,) = lab.seen().runs("superseded").values()
+    assert (old.info.status, old.data.params["epochs"]) == ("FINISHED", "3")
+
+
 @pytest.mark.slow
 def test_a_sweep_that_grew_numbers_its_runs_anew_and_sends_nothing_again(lab: Any) -> None:
     lab.ask_for(2, 3)
@@ -309,6 +325,62 @@ def test_a_damaged_record_does_not_keep_the_others_from_being_sent(
     assert any("holds no run" in said for said in warnings_of())
 
 
+@pytest.mark.parametrize("text", ["", "x,y\n1,2\n"])
+@pytest.mark.usefixtures("in_this_process")
+def test_damaged_epochs_of_one_run_do_not_keep_the_others_from_being_sent(
+    lab: Any, warnings_of: Any, text: str
+) -> None:
+    for number in range(2):
+        lab.record(number)
+    lab.ask_for(0, 1)
+    (lab.run_folder(0) / "metrics.csv").write_text(text)
+    assert sync(lab.folder) is not None
+    assert tuple(lab.seen().runs()) == lab.titles[1:2]
+    assert lab.seen().parent.info.status == "KILLED"
+    (warning,) = warnings_of()
+    assert f"{lab.run_folder(0)} cannot be sent to MLflow" in warning
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_files_that_mlflow_cannot_store_keep_nothing_else_from_it(
+    lab: Any, monkeypatch: pytest.MonkeyPatch, warnings_of: Any
+) -> None:
+    for number in range(2):
+        lab.record(number)
+    lab.ask_for(0, 1)
+    (lab.folder / "report.html").write_text("<p>the report</p>")
+    send = Store.log_file
+
+    def full(self: Any, run: str, path: Path, folder: str | None = None) -> None:
+        if path in (lab.run_folder(0) / "predictions.parquet", lab.folder / "report.html"):
+            raise StoreError("No space left", None)
+        send(self, run, path, folder)
+
+    monkeypatch.setattr(Store, "log_file", full)
+    assert sync(lab.folder) is None
+    assert "No space left" in warnings_of()[0]
+    seen = lab.seen()
+    assert tuple(seen.runs()) == lab.titles[:2]
+    assert {run.info.status for run in (seen.parent, *seen.runs().values())} == {"FINISHED"}
+    assert any(key.startswith("mlflow.sharedViewState.") for key in seen.experiment.tags)
+    monkeypatch.setattr(Store, "log_file", send)
+    assert sync(lab.folder) is not None
+    assert "predictions.parquet" in lab.seen().files(lab.seen().runs()[lab.titles[0]])
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_parent_that_somebody_deleted_is_made_anew_and_gets_its_children(lab: Any) -> None:
+    lab.record(0)
+    lab.ask_for(0)
+    assert sync(lab.folder) is not None
+    seen = lab.seen()
+    seen.client.delete_run(seen.parent.info.run_id)
+    assert sync(lab.folder) is not None
+    seen = lab.seen()
+    (run,) = seen.runs().values()
+    assert run.data.tags["mlflow.parentRunId"] == seen.parent.info.run_id
+
+
 @pytest.mark.slow
 def test_another_store_gets_the_same_with_the_same_times(
     lab: Any, tables: Path, tmp_path: Path
@@ -369,6 +441,12 @@ def test_a_long_parameter_is_cut_with_a_mark(lab: Any) -> None:
     (found,) = lab.seen().runs().values()
     assert len(found.data.params["note"]) == 6000
     assert found.data.params["note"].endswith("... (cut; 7000 characters, whole in config.yaml)")
+
+
+def test_a_title_is_no_longer_than_mlflows_tables_take() -> None:
+    """250 characters on PostgreSQL, which says no; SQLite takes any."""
+    long = letter.renumbered(first_letter(9, "09 " + "a" * 400, {}), 1000)
+    assert len(long.title) <= 250 and long.title.startswith("1000 aaa")
 
 
 @pytest.mark.parametrize("text", ["0.001", "1e-3", "1E-3", ".001", "+0.0010"])

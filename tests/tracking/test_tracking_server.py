@@ -4,6 +4,7 @@ import http.server
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -129,6 +130,24 @@ def test_nonsense_from_a_server_costs_a_warning(
     assert finish_s < 1
     sweep.wait(60)
     assert len(warnings_of()) == 1
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate")
+def test_a_server_whose_certificate_python_does_not_know_is_there(tmp_path: Path) -> None:
+    """MLflow may: from REQUESTS_CA_BUNDLE, or from settings of its own."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"]
+    subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    places.check_reachable(f"https://127.0.0.1:{server.server_address[1]}")
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(places.Away, match="refused"):
+        places.check_reachable(f"https://127.0.0.1:{server.server_address[1]}")
 
 
 def test_a_password_is_in_no_log_and_no_file(lab_at: Any, closed: str, warnings_of: Any) -> None:

@@ -224,6 +224,13 @@ CASES: dict[str, tuple[Callable[[Toy, torch.Tensor], torch.Tensor], dict[str, nn
     ),
     "addition in place": (lambda self, x: self.block(x.add_(self.gain)), {}, 1),
     "an operator in place": (lambda self, x: self.block(_iadd(x, self.gain)), {}, 1),
+    "an activation in place that others read": (
+        lambda self, x: _after(self.part, self.block(x)), {"part": nn.SiLU(inplace=True)}, 1,
+    ),
+    "an activation in place of a view": (
+        lambda self, x: _after(lambda y: self.part(y.flatten(2)), self.block(x)),
+        {"part": nn.Hardtanh(-0.1, 0.1, inplace=True)}, 1,
+    ),
     "a view, then in place": (
         lambda self, x: self.block(self.part(x.flatten(2)).unflatten(2, (32, 32))),
         {"part": nn.Dropout(0.3, inplace=True)}, 1,
@@ -234,6 +241,11 @@ CASES: dict[str, tuple[Callable[[Toy, torch.Tensor], torch.Tensor], dict[str, nn
     ),
     "sizes": (lambda self, x: self.block(x).reshape(x.shape[0], x.size(1), -1, 1) * 2, {}, 1),
 }  # fmt: skip
+
+
+def _after(write: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    write(x)
+    return x * 2
 
 
 def _iadd(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -273,6 +285,24 @@ def test_a_batch_norm_in_train_mode_belongs_to_the_tail_though_it_is_frozen() ->
     module = toy(lambda self, x: self.block(x))
     module.stem.train()
     assert halves(module).at == "stem.0"
+
+
+class WritesToPictures(Toy):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.flatten(2).mul_(0.5).unflatten(2, (32, 32)))
+
+    def middle(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.block(x)
+        return y
+
+
+def test_a_trunk_leaves_the_pictures_as_they_are() -> None:
+    """They are run again where a number of them at a time is tried and ruled out."""
+    module, x = WritesToPictures().train(), pictures()
+    found = halves(module)
+    first, again = (found.trunk(x)[0] for _ in range(2))
+    assert torch.equal(first, again) and torch.equal(x, pictures())
+    assert torch.equal(found.tail(first), module(x))
 
 
 def _trunk_overwrites_early(self: Toy, x: torch.Tensor) -> torch.Tensor:

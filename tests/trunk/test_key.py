@@ -10,6 +10,7 @@ from typing import Any
 import PIL
 import pytest
 import torch
+from PIL import features
 from torch import nn
 from torch.fx import GraphModule
 
@@ -266,6 +267,8 @@ def test_what_an_augmentation_shows_as_it_is_is_shared_with_others(config: RunCo
 VERSIONS = {
     "decoding": (decode, "FORMAT", 999),
     "Pillow": (PIL, "__version__", "0.0.1"),
+    # One Pillow is built with several of these.
+    "a library that decodes": (features, "version", lambda name: "0.0.1"),
     "torch": (torch, "__version__", "0.0.1"),
     "keys": (key, "FORMAT", 999),
 }

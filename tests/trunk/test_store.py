@@ -677,6 +677,25 @@ def test_a_write_that_fails_leaves_nothing(
     assert names(store) == set() and not is_found(store)
 
 
+def test_a_flush_that_fails_leaves_no_descriptor_open(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("graft.trunk.store.filler.FLUSH_BYTES", 1)
+    real = os.fsync
+
+    def failing(file: int) -> None:
+        if threading.current_thread().name.startswith("flush"):
+            raise OSError(errno.EIO, "Input/output error")
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    before = len(os.listdir("/proc/self/fd"))
+    with store.fill("a", ABOUT, ROWS, ROW_BYTES) as filler, pytest.raises(CacheError):
+        write_missing(filler, made())
+        filler.finish()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_a_flush_that_is_slow_holds_up_no_block_and_no_descriptors(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -867,6 +886,23 @@ def test_the_disk_keeps_a_reserve(
         with pytest.raises(NoRoom, match="disk"):
             fill(store)
     assert is_found(store) == fits
+
+
+def test_abandoned_entries_whose_removal_frees_nothing_are_kept(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the disk a half-built entry takes what was written of it, not its whole size."""
+    fill(store, "a").close()
+    half_fill(store, "b", count=1)
+    there = names(store)
+
+    class Usage:
+        free = 64 << 20
+
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Usage)
+    with pytest.raises(NoRoom, match="disk"):
+        fill(store, "c", 2 * ROWS)
+    assert names(store) == there
 
 
 def test_what_others_are_yet_to_write_is_not_free(

@@ -11,9 +11,9 @@ from typing import Any
 from graft.errors import BadRequest, RecordError
 from graft.record import FIGURES, REPORT, RESULTS, write_whole
 from graft.report import search, search_figures, words
-from graft.report import sweep as sweeps
 from graft.report.page import Searched, page
-from graft.report.results import results, write_csv
+from graft.report.ranking import Compared, compared
+from graft.report.results import write_csv
 
 # Columns after the choices, and which of them a narrow terminal does without first.
 _COLUMNS = {
@@ -40,11 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--open", action="store_true", help="open report.html in a browser")
     asked = parser.parse_args(argv)
     try:
-        rows = write_report(asked.sweep)
+        found = write_report(asked.sweep)
     except (BadRequest, OSError) as error:
         print(f"graft-report: {error}", file=sys.stderr)
         return 2
-    print_table(rows, asked.sweep)
+    print_table(found)
     print(f"report:    {asked.sweep / REPORT}")
     print(f"results:   {asked.sweep / RESULTS}")
     if asked.open:
@@ -52,30 +52,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def write_report(sweep: Path) -> list[dict[str, object]]:
+def write_report(sweep: Path) -> Compared:
     """Write results.csv and report.html into a sweep's folder; of a search, its figures too.
 
     Returns:
-        The rows of results.csv, one for each run that was asked for.
+        What they were written from.
 
     Raises:
         RecordError: the folder holds no sweep.
     """
-    found = sweeps.load(sweep)
-    rows = results(found.records, found.asked)
-    write_csv(rows, sweep / RESULTS)
+    found = compared(sweep)
+    write_csv(found.rows, sweep / RESULTS)
     searched = _searched(sweep)
     if searched is not None and searched.search is not None:
         search_figures.write(searched.charts, sweep / FIGURES)
-    text = page(found, rows, searched).encode("utf-8", errors="replace")
+    text = page(found, searched).encode("utf-8", errors="replace")
     write_whole(sweep / REPORT, lambda part: part.write_bytes(text))
-    return rows
-
-
-def report_rows(sweep: Path) -> list[dict[str, object]]:
-    """What `write_report` returns, and nothing written."""
-    found = sweeps.load(sweep)
-    return results(found.records, found.asked)
+    return found
 
 
 def _searched(sweep: Path) -> Searched | None:
@@ -86,7 +79,7 @@ def _searched(sweep: Path) -> Searched | None:
     return None if found is None else Searched(found, tuple(search_figures.charts(found)))
 
 
-def print_table(rows: Sequence[Mapping[str, object]], sweep: Path) -> None:
+def print_table(compared: Compared) -> None:
     """The runs, as asked, in the terminal; then why some did not complete, and who wins."""
     from rich.console import Console
     from rich.text import Text
@@ -94,13 +87,15 @@ def print_table(rows: Sequence[Mapping[str, object]], sweep: Path) -> None:
     console = Console(highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console = Console(highlight=False, width=_WIDTH)
-    found = sweeps.load(sweep)
-    answer, names = words.answer(found), words.Labels(found)
-    shown = [_shortened(row, found.axes, names) for row in rows]
-    console.print(_table(shown, found.axes, answer.run, console.width))
+    sweep, rows = compared.sweep, compared.rows
+    answer, names = words.answer(sweep, compared.ranking), words.Labels(sweep)
+    shown = [_shortened(row, sweep.axes, names) for row in rows]
+    console.print(_table(shown, sweep.axes, answer.run, console.width))
     num_pruned = sum(row["status"] == "pruned" for row in rows)
     if num_pruned > _MOST_PRUNED:
-        console.print(Text(f"{num_pruned} runs were pruned; why: {sweep / RESULTS}", style="dim"))
+        console.print(
+            Text(f"{num_pruned} runs were pruned; why: {sweep.path / RESULTS}", style="dim")
+        )
     for row in rows:
         is_told = row["status"] != "pruned" or num_pruned <= _MOST_PRUNED
         if row["status"] != "completed" and is_told:

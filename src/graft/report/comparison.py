@@ -1,24 +1,15 @@
 """The runs beside each other: ranks, pairs, two axes as a grid, seeds together."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graft.config import METRICS
 from graft.errors import RecordError
 from graft.record import Record
 from graft.report.figures import MAX_LINES
-from graft.report.intervals import (
-    Estimate,
-    Paired,
-    Spread,
-    accuracy,
-    paired,
-    paired_with_each,
-    spread,
-)
-from graft.report.select import selection
-from graft.report.sweep import Sweep, completed
-from graft.report.words import Labels
+from graft.report.intervals import Estimate, Repeated, Spread, accuracy, repeated, spread
+from graft.report.sweep import Sweep, completed, has_curves
+from graft.report.words import NOTHING, Labels
 
 Row = Mapping[str, object]
 
@@ -40,7 +31,6 @@ class Line:
     row: Row
     val: Estimate | None = None
     test: Estimate | None = None
-    selected_by: float | None = None
     epochs: int | None = None
 
 
@@ -66,45 +56,14 @@ def lines(
 
 def chosen_styles(records: Sequence[Record], order: Sequence[Record]) -> dict[str, int]:
     """Which runs have a line of their own in the curves: all, or the best few, as asked."""
-    best = [*order, *(r for r in records if r not in order)][:MAX_LINES]
-    shown = [record.name for record in records if record in best]
+    best = list(dict.fromkeys(record.name for record in [*order, *records]))[:MAX_LINES]
+    shown = [record.name for record in records if record.name in best]
     return {name: style for style, name in enumerate(shown)}
 
 
 def with_epochs(records: Sequence[Record]) -> list[Record]:
     """The runs that have curves."""
     return [record for record in records if _has_epochs(record)]
-
-
-@dataclass(frozen=True)
-class Against:
-    """The winner minus a run, on validation; `p` is adjusted for the number of runs."""
-
-    label: str
-    found: Paired
-    p: float
-
-
-def against_winner(order: Sequence[Record], names: Labels) -> list[Against]:
-    """The winner against every other run, on the same validation examples."""
-    if len(order) < 2:
-        return []
-    best, *others = (record.predictions.of("val") for record in order)
-    found = paired_with_each(best, others)
-    return [
-        Against(names.of(record), pair, p)
-        for record, (pair, p) in zip(order[1:], found, strict=True)
-    ]
-
-
-def runner_up_on_test(order: Sequence[Record]) -> Paired | None:
-    """The winner against the next best run on test, the examples that chose neither."""
-    if len(order) < 2:
-        return None
-    try:
-        return paired(order[0].predictions.of("test"), order[1].predictions.of("test"))
-    except RecordError:
-        return None
 
 
 @dataclass(frozen=True)
@@ -134,12 +93,13 @@ def grid(sweep: Sweep, rows: Sequence[Row], winner: str | None) -> Grid | None:
     if len(axes) != 2:
         return None
     down, across = axes
-    values = {axis: _in_order([str(row[axis]) for row in rows]) for axis in axes}
-    members = {
-        (i, j): [r for r in rows if (str(r[down]), str(r[across])) == (i, j)]
-        for i in values[down]
-        for j in values[across]
+    chosen = [tuple(_value(row[axis]) for axis in axes) for row in rows]
+    values = {axis: _in_order([one[i] for one in chosen]) for i, axis in enumerate(axes)}
+    members: dict[tuple[str, ...], list[Row]] = {
+        (i, j): [] for i in values[down] for j in values[across]
     }
+    for one, row in zip(chosen, rows, strict=True):
+        members[one].append(row)
     if sum(map(bool, members.values())) * 2 <= len(members):
         return None
     means = [m for m in map(_mean, members.values()) if m is not None]
@@ -158,21 +118,28 @@ class Choice:
 
     Attributes:
         selected_by: the metric that selects.
+        by_seed: the same, of each seed that completed.
         missing: how many seeds did not complete.
+        behind: the best choice minus this one, in that metric, seed for seed; None for the best
+            itself, and where they have fewer than two seeds in common.
+        num_beaten: of those seeds, with how many the best choice was better.
     """
 
     label: str
     selected_by: Spread
+    by_seed: Mapping[str, float]
     val: Spread
     test: Spread | None
     missing: int
+    behind: Repeated | None = None
+    num_beaten: int = 0
 
 
-def over_seeds(sweep: Sweep, rows: Sequence[Row], metric: str) -> list[Choice]:
+def over_seeds(sweep: Sweep, rows: Sequence[Row], metric: str | None) -> list[Choice]:
     """The seeds of each choice together, best mean first; nothing without several seeds.
 
     Args:
-        metric: a column of `rows`, which selects.
+        metric: a column of `rows`, which selects; None: nothing does, and no choice is the best.
     """
     if "seed" not in sweep.axes:
         return []
@@ -182,9 +149,12 @@ def over_seeds(sweep: Sweep, rows: Sequence[Row], metric: str) -> list[Choice]:
         members.setdefault(names.choice(choices) or "all runs", []).append(row)
     if max(map(len, members.values()), default=0) < 2:
         return []
-    found = [_choice(label, of_label, metric) for label, of_label in members.items()]
-    sign = -1 if METRICS[metric] == "max" else 1
-    return sorted((c for c in found if c is not None), key=lambda c: sign * c.selected_by.mean)
+    by = metric or "val_accuracy"
+    made = [_choice(label, of_label, by) for label, of_label in members.items()]
+    sign = -1 if METRICS[by] == "max" else 1
+    found = sorted((c for c in made if c is not None), key=lambda c: sign * c.selected_by.mean)
+    best = best_choice(found) if metric else None
+    return [one if best in (None, one) else _behind(one, best, sign) for one in found]
 
 
 def best_choice(choices: Sequence[Choice]) -> Choice | None:
@@ -199,21 +169,22 @@ def best_choice(choices: Sequence[Choice]) -> Choice | None:
 
 def _measured(line: Line, record: Record) -> Line:
     val, test = (accuracy(record.predictions.of(split)) for split in ("val", "test"))
-    return Line(
-        line.label, line.rank, line.style, line.row, val, test, selection(record),
-        len(record.epochs),
-    )  # fmt: skip
+    return replace(line, val=val, test=test, epochs=len(record.epochs))
 
 
 def _has_epochs(record: Record) -> bool:
     try:
-        return len(record.epochs) > 0 and "epoch" in record.epochs
+        return has_curves(record.epochs)
     except (RecordError, OSError, ValueError):
         return False
 
 
 def _figures(rows: Sequence[Row], key: str) -> list[float]:
     return [float(value) for row in rows if isinstance(value := row.get(key), (int, float))]
+
+
+def _value(value: object) -> str:
+    return NOTHING if value is None else str(value)
 
 
 def _mean(rows: Sequence[Row]) -> float | None:
@@ -232,12 +203,27 @@ def _cell(rows: Sequence[Row], top: float, span: float, winner: str | None) -> C
 
 
 def _choice(label: str, rows: Sequence[Row], metric: str) -> Choice | None:
-    by, val, test = (_figures(rows, key) for key in (metric, "val_accuracy", "test_accuracy"))
-    if not by or not val:
+    val, test = (_figures(rows, key) for key in ("val_accuracy", "test_accuracy"))
+    by_seed = {
+        str(row["seed"]): float(value)
+        for row in rows
+        if isinstance(value := row.get(metric), (int, float))
+    }
+    if not by_seed or not val:
         return None
     return Choice(
-        label, spread(by), spread(val), spread(test) if test else None, len(rows) - len(val)
-    )
+        label, spread([*by_seed.values()]), by_seed, spread(val), spread(test) if test else None,
+        len(rows) - len(val),
+    )  # fmt: skip
+
+
+def _behind(one: Choice, best: Choice, sign: int) -> Choice:
+    """A seed stands for the same batches and the same head to begin with: it makes a pair."""
+    found = [v - one.by_seed[seed] for seed, v in best.by_seed.items() if seed in one.by_seed]
+    if len(found) < 2:
+        return one
+    num_beaten = sum(sign * difference < 0 for difference in found)
+    return replace(one, behind=repeated(found), num_beaten=num_beaten)
 
 
 def _in_order(values: Sequence[str]) -> list[str]:

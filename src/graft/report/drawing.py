@@ -65,14 +65,20 @@ class Drawing:
 
     def _drawn(self, given: "_Given", by: "Callable[[_Given], None]") -> None:
         try:
+            self._tried(given, by)
+            given.then()
+        except Exception:
+            log.debug("after the figures of %s", given.folder, exc_info=True)
+        finally:
+            self._waiting.task_done()  # else `finish` would wait for ever
+
+    def _tried(self, given: "_Given", by: "Callable[[_Given], None]") -> None:
+        try:
             by(given)
         except Exception as error:
             if not self._has_warned:
                 self._has_warned = True
                 log.warning("The figures of a run could not be drawn (%s).", error)
-        finally:
-            given.then()
-            self._waiting.task_done()
 
     def _draw_aside(self, given: "_Given") -> None:
         aside = given.aside

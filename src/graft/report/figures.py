@@ -22,6 +22,7 @@ from graft.report.canvas import (
     styled,
     svg,
 )
+from graft.report.sweep import CURVES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,10 +55,7 @@ def curves(records: Sequence[Record], styles: Mapping[str, int]) -> dict[str, st
         records: runs with at least one epoch.
         styles: name of a run -> its line, 0 to `MAX_LINES` - 1; the others are grey.
     """
-    return {
-        what: svg(functools.partial(_curves_figure, records, what, styles))
-        for what in ("loss", "accuracy")
-    }
+    return {what: svg(functools.partial(_curves_figure, records, what, styles)) for what in CURVES}
 
 
 def confusion_matrix(predictions: Predictions) -> str:
@@ -84,7 +82,7 @@ def run_figures(record: Record, folder: Path) -> None:
     test = record.predictions.of("test")
     shown = test if len(test.labels) else record.predictions.of("val")
     with styled(PAPER):
-        for what in ("loss", "accuracy"):
+        for what in CURVES:
             png(_curves_figure([record], what, {record.name: 0}, PAPER), folder / f"{what}.png")
         png(_confusion_figure(shown, PAPER), folder / "confusion.png")
         if np.isfinite(one_against_rest(shown)).any():
@@ -173,14 +171,19 @@ def _confusion_figure(predictions: Predictions, colours: Colours) -> "Figure":
 
 
 def _cells(axes: "Axes", shares: Any, colours: Colours) -> None:
-    from matplotlib.patches import Rectangle
+    from matplotlib.collections import PolyCollection
+    from matplotlib.colors import to_rgba
 
     num_classes = len(shares)
-    for row, column in np.argwhere(shares > 0):
-        axes.add_patch(
-            Rectangle((column - 0.5, row - 0.5), 1, 1, linewidth=0, facecolor=colours.accent,
-                      alpha=float(round(0.06 + 0.94 * shares[row, column], 3)))
-        )  # fmt: skip
+    rows, columns = np.nonzero(shares > 0)
+    corners = np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)])
+    squares = np.stack([columns, rows], axis=1)[:, None] + corners
+    looks = [
+        to_rgba(colours.accent, float(round(0.06 + 0.94 * share, 3)))
+        for share in shares[rows, columns]
+    ]
+    # One artist: a hundred classes have thousands of cells, and each would be laid out by itself.
+    axes.add_collection(PolyCollection(squares, facecolors=looks, linewidth=0), autolim=False)
     if num_classes <= COUNTED:
         for edge in np.arange(0.5, num_classes - 1):
             axes.axhline(edge, color=colours.grid, linewidth=0.6)
@@ -203,7 +206,12 @@ def _counts(axes: "Axes", counts: Any, shares: Any, colours: Colours) -> None:
         share = shares[row, column]
         text = f"{value:,}\n{share:.0%}" if num_classes <= SAID else f"{value:,}"
         axes.text(column, row, text, ha="center", va="center", fontsize=size, linespacing=1.3,
-                  color=colours.on_accent if share > 0.5 else colours.ink)  # fmt: skip
+                  color=_ink_on(share, colours))  # fmt: skip
+
+
+def _ink_on(share: float, colours: Colours) -> str:
+    """What is read on a cell: three to one at least, on paper and in the dark theme of the page."""
+    return colours.on_accent if share > 0.7 else colours.ink
 
 
 def _roc_figure(predictions: Predictions, colours: Colours) -> "Figure":

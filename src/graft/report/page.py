@@ -2,21 +2,20 @@
 
 import functools
 import importlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
-from graft.errors import RecordError
 from graft.record import Record
 from graft.report import closer, comparison, figures, overview, search_words, words
 from graft.report.chart import Chart
 from graft.report.intervals import CLEAR, Estimate
+from graft.report.ranking import Compared, Ranking
 from graft.report.search import Search
-from graft.report.select import ranked, why_not_comparable
 from graft.report.sweep import Sweep, completed
 
 if TYPE_CHECKING:
@@ -34,17 +33,13 @@ class Searched:
     problem: str = ""
 
 
-def page(
-    sweep: Sweep, rows: Sequence[Mapping[str, object]], searched: Searched | None = None
-) -> str:
+def page(compared: Compared, searched: Searched | None = None) -> str:
     """The page of a sweep, whatever became of its runs.
 
     Args:
-        sweep: its records and what was asked for.
-        rows: of results.csv.
         searched: what a search learned; None where the sweep was none.
     """
-    context = _context(sweep, rows) | {"searched": _search(sweep, searched)}
+    context = _context(compared) | {"searched": _search(compared.sweep, searched)}
     return _template().render(**context)
 
 
@@ -62,7 +57,7 @@ def _template() -> "Template":
     environment.filters |= {
         "number": words.number, "signed": words.signed, "count": words.count,
         "seconds": words.seconds, "p_value": words.p_value, "verdict": words.verdict,
-        "difference": words.difference, "breakable": _breakable,
+        "difference": words.difference, "bounds": words.bounds, "breakable": _breakable,
     }  # fmt: skip
     return environment.get_template(TEMPLATE)
 
@@ -74,24 +69,22 @@ def warm_up() -> None:
     _template()
 
 
-def _context(sweep: Sweep, rows: Sequence[Mapping[str, object]]) -> dict[str, Any]:
-    done = completed(sweep.records)
-    try:
-        order = ranked(sweep.records)
-    except RecordError:
-        order = []
+def _context(compared: Compared) -> dict[str, Any]:
+    sweep, rows, ranking = compared.sweep, compared.rows, compared.ranking
+    order = ranking.order
     drawn = comparison.with_epochs(sweep.records)
     styles = comparison.chosen_styles(drawn, order)
     names = words.Labels(sweep)
     lines = comparison.lines(sweep, rows, order, styles)
     metric = order[0].info["metric"] if order else None
-    seeds = comparison.over_seeds(sweep, rows, metric or "val_accuracy")
+    seeds = comparison.over_seeds(sweep, rows, metric)
     return {
         "sweep": sweep,
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "tally": words.tally(sweep),
-        "answer": _answer(sweep, order, seeds),
-        "problem": why_not_comparable(done),
+        "answer": words.answer(sweep, ranking),
+        "details": _details(sweep, ranking, seeds),
+        "problem": ranking.problem,
         "clear": CLEAR,
         "facts": overview.facts(sweep.records),
         "parts": overview.parts(_shown(order, sweep.records)) if sweep.records else [],
@@ -108,8 +101,9 @@ def _context(sweep: Sweep, rows: Sequence[Mapping[str, object]]) -> dict[str, An
         "num_grey": len(drawn) - len(styles),
         "grid": comparison.grid(sweep, rows, order[0].name if order else None),
         "seeds": seeds,
-        "against": comparison.against_winner(order, names),
-        "on_test": comparison.runner_up_on_test(order),
+        "against": ranking.on_val,
+        "runner_up": ranking.runner_up,
+        "on_test": ranking.on_test,
         "winner": _winner(order[0], names.of(order[0])) if order else None,
         "environment": overview.environment(_shown(order, sweep.records)) if sweep.records else [],
         "num_environments": overview.num_environments(sweep.records),
@@ -117,21 +111,26 @@ def _context(sweep: Sweep, rows: Sequence[Mapping[str, object]]) -> dict[str, An
     }
 
 
-def _answer(
-    sweep: Sweep, order: Sequence[Record], seeds: Sequence[comparison.Choice]
-) -> words.Answer:
-    """The answer, with what only the whole page knows."""
-    answer = words.answer(sweep)
-    details = list(answer.details)
+def _details(sweep: Sweep, ranking: Ranking, seeds: Sequence[comparison.Choice]) -> list[str]:
+    """The sentences below the answer, with what only the whole page knows."""
+    details, order = words.details(sweep, ranking), ranking.order
     best = comparison.best_choice(seeds) if order else None
     if best is not None:
         metric, by = order[0].info["metric"], best.selected_by
-        details.insert(
-            0,
+        said = (
             f"By the mean over seeds the best choice is {best.label}: "
             f"{'validation accuracy' if metric == 'val_accuracy' else metric} "
-            f"{by.mean:.3f} ({by.low:.3f} to {by.high:.3f}, {by.count} seeds).",
+            f"{by.mean:.3f} ({by.low:.3f} to {by.high:.3f}, {by.count} seeds)."
         )
+        for second in seeds:
+            if second.behind is not None:
+                said += (
+                    f" Seed for seed it differs from {second.label} by "
+                    f"{words.difference(second.behind)}, and is better with {second.num_beaten} of "
+                    f"{second.behind.count}."
+                )
+                break
+        details.insert(0, said)
     total = len(order[0].predictions.of("test").labels) if order else 0
     num_groups = overview.groups(order[0], "test") if order else None
     if num_groups and num_groups < total:
@@ -139,7 +138,7 @@ def _answer(
             f"The {total:,} test examples come from {num_groups:,} groups. Intervals and p take "
             "examples as independent: where those of a group are alike, they promise too much."
         )
-    return replace(answer, details=tuple(details))
+    return details
 
 
 def _search(sweep: Sweep, searched: Searched | None) -> dict[str, Any] | None:

@@ -111,7 +111,9 @@ class Search:
     experiment: str | None
 
     def of(self, state: str) -> list[Trial]:
-        return [trial for trial in self.trials if trial.state == state]
+        """Trials of a state. What repeats a point without a value was not run: it is of none."""
+        own = [trial for trial in self.trials if trial.state == state]
+        return [trial for trial in own if trial.same_as is None or trial.values is not None]
 
     @cached_property
     def measured(self) -> list[Trial]:

@@ -62,14 +62,14 @@ def _origin(trial: Trial) -> int:
 
 def tally(search: Search) -> str:
     """ "40 trials: 25 completed, 13 pruned, 2 failed; epochs run 214 of 400 (...)"."""
-    counts = [(len(search.of(state)), state) for state in STATES]
+    own = [trial.state for trial in search.trials if trial.same_as is None]
+    counts = [(own.count(state), state) for state in STATES]
     said = ", ".join(f"{count:,} {state}" for count, state in counts if count)
-    total = len(search.trials)
-    text = f"{total:,} trial{'' if total == 1 else 's'}: {said or 'none yet'}"
-    repeated = sum(trial.same_as is not None for trial in search.trials)
+    text = f"{len(own):,} trial{'' if len(own) == 1 else 's'}: {said or 'none yet'}"
+    repeated = len(search.trials) - len(own)
     if repeated:
         were = "was" if repeated == 1 else "were"
-        text += f" ({repeated:,} of them repeated an earlier point and {were} not run)"
+        text += f" ({repeated:,} more repeated an earlier point and {were} not run)"
     epochs = epochs_run(search)
     if epochs is not None:
         run, without = epochs

@@ -15,16 +15,6 @@ from graft.record import Record
 from graft.report.sweep import completed
 
 
-def winner(records: Sequence[Record]) -> Record | None:
-    """The best completed run, or None without any.
-
-    Raises:
-        RecordError: the runs cannot be compared: `why_not_comparable`.
-    """
-    order = ranked(records)
-    return order[0] if order else None
-
-
 def ranked(records: Sequence[Record]) -> list[Record]:
     """The completed runs, best first.
 
@@ -42,8 +32,13 @@ def ranked(records: Sequence[Record]) -> list[Record]:
     problem = why_not_comparable(found)
     if problem is not None:
         raise RecordError(problem)
+    merits = {record.name: _merit(record) for record in found}
+
+    def merit(record: Record) -> float:
+        return merits[record.name]
+
     order: list[Record] = []
-    for _, equal in itertools.groupby(sorted(found, key=_merit, reverse=True), _merit):
+    for _, equal in itertools.groupby(sorted(found, key=merit, reverse=True), merit):
         tied = list(equal)
         has_order = len(tied) > 1 and have_one_loss(tied)
         order += sorted(tied, key=val_loss) if has_order else tied

@@ -2,12 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from graft.config import METRICS
 from graft.errors import RecordError
 from graft.record import RUN, SWEEP, Record, read_json, read_run
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Of each epoch, in training and validation.
+CURVES = ("loss", "accuracy")
 _MOST_ALONE = 3
 
 
@@ -27,7 +34,7 @@ class Sweep:
     asked: tuple[Mapping[str, Any], ...]
     records: tuple[Record, ...]
 
-    @property
+    @cached_property
     def axes(self) -> tuple[str, ...]:
         """The keys that tell the runs apart, in the order in which they first appear.
 
@@ -51,12 +58,24 @@ def load(path: Path) -> Sweep:
     if known is None and not found:
         raise RecordError(_no_sweep(path))
     known = known or {}
-    asked = {run["run"]: run for run in known.get("runs", [])}
+    asked = {
+        run["run"]: {"run": run["run"], "choices": run.get("choices", {})}
+        for run in known.get("runs", [])
+        if "run" in run  # else sweep.json is damaged
+    }
     for name, record in found.items():
         asked.setdefault(name, {"run": name, "choices": record.info.get("choices", {})})
     records = tuple(found[name] for name in asked if name in found)
     name = known.get("name") or path.resolve().name
     return Sweep(path, name, known.get("command", ""), tuple(asked.values()), records)
+
+
+def has_curves(epochs: "pd.DataFrame") -> bool:
+    """Whether there are epochs, with the figures that all runs have."""
+    columns = ["epoch", *(f"{part}_{what}" for part in ("train", "val") for what in CURVES)]
+    return len(epochs) > 0 and all(
+        column in epochs and epochs[column].dtype.kind in "if" for column in columns
+    )
 
 
 def completed(records: Sequence[Record]) -> list[Record]:
@@ -73,7 +92,12 @@ def _readable(path: Path) -> Record:
         return record
     try:
         best = int(record.info["best_epoch"])
-        is_whole = len(record.epochs) >= best >= 1 and len(record.predictions.labels) > 0
+        is_whole = (
+            has_curves(record.epochs)
+            and len(record.epochs) >= best >= 1
+            and len(record.predictions.labels) > 0
+            and record.info["metric"] in METRICS
+        )
         reason = "its files do not fit together"
     except (RecordError, OSError, ValueError, LookupError, TypeError) as error:
         is_whole, reason = False, " ".join(str(error).split())[:200]

@@ -1,13 +1,14 @@
 """Numbers as a person reads them, and the sentences that follow from them."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from graft.errors import RecordError
 from graft.metrics import confusion
 from graft.record import Predictions, Record, is_complete
-from graft.report.intervals import CLEAR, Estimate, Paired, accuracy, paired_with_each
-from graft.report.select import have_one_loss, ranked, selection, val_loss
+from graft.report.intervals import CLEAR, Estimate, Paired, Repeated, accuracy
+from graft.report.ranking import Ranking
+from graft.report.select import have_one_loss, selection, val_loss
 from graft.report.sweep import Sweep
 
 SPLITS = {"val": "validation", "test": "test"}
@@ -16,40 +17,42 @@ MINUS, NOTHING = "\N{MINUS SIGN}", "\N{EN DASH}"
 
 @dataclass(frozen=True)
 class Answer:
-    """What the sweep says, first in one sentence.
+    """What the sweep says, in one sentence.
 
     Attributes:
-        lead: how the sentence begins, the winner's label; nothing without one.
+        lead: how it begins, the winner's label; nothing without one.
         claim: how it goes on.
-        details: further sentences.
         run: the winner's folder; nothing without one.
     """
 
     lead: str
     claim: str
-    details: tuple[str, ...] = ()
     run: str = ""
 
     def __str__(self) -> str:
         return f"{self.lead} {self.claim}".strip()
 
 
-def answer(sweep: Sweep) -> Answer:
-    """The sentences at the head of the report."""
-    names = Labels(sweep)
-    try:
-        order = ranked(sweep.records)
-    except RecordError as error:
-        return Answer("", f"These runs cannot be ranked: {error}. They stand side by side below.")
-    if not order:
+def answer(sweep: Sweep, ranking: Ranking) -> Answer:
+    """The first sentence of the report."""
+    if ranking.problem is not None:
+        problem = f"These runs cannot be ranked: {ranking.problem}. They stand side by side below."
+        return Answer("", problem)
+    if not ranking.order:
         return Answer("", f"No run completed: {tally(sweep)}.")
-    best = order[0]
-    others = [r for r in sweep.asked if r["run"] not in {done.name for done in order}]
-    details = [*_against(order, names), *_baseline(best)]
-    if others and not is_complete(_statuses(sweep)):
-        details.append(f"Not every run completed: {tally(sweep)}.")
-    verb = "wins on" if len(order) > 1 else "is the only completed run; on"
-    return Answer(names.of(best), f"{verb} {_claim(best)}.", tuple(details), best.name)
+    best = ranking.order[0]
+    verb = "wins on" if len(ranking.order) > 1 else "is the only completed run; on"
+    return Answer(Labels(sweep).of(best), f"{verb} {_claim(best)}.", best.name)
+
+
+def details(sweep: Sweep, ranking: Ranking) -> list[str]:
+    """The sentences below it; none without a winner."""
+    if not ranking.order:
+        return []
+    found = [*_against(ranking, Labels(sweep)), *_baseline(ranking.order[0])]
+    if not is_complete(_statuses(sweep)):
+        found.append(f"Not every run completed: {tally(sweep)}.")
+    return found
 
 
 class Labels:
@@ -154,15 +157,29 @@ def signed(value: float, digits: int = 3) -> str:
 def estimate(found: Estimate | None) -> str:
     if found is None:
         return NOTHING
-    return f"{found.value:.3f} ({found.low:.2f} to {found.high:.2f})"
+    return f"{found.value:.3f} ({bounds(found)})"
 
 
-def difference(found: Paired) -> str:
-    return f"{signed(found.difference)} ({signed(found.low)} to {signed(found.high)})"
+def bounds(found: Estimate) -> str:
+    """The ends of its interval: two digits, unless that would show a narrow one as a point."""
+    low, high = found.low, found.high
+    digits = 2 if high - low >= 0.05 else 3
+    return f"{low:.{digits}f} to {high:.{digits}f}"
+
+
+def difference(found: Paired | Repeated) -> str:
+    value = found.mean if isinstance(found, Repeated) else found.difference
+    return f"{signed(value)} ({signed(found.low)} to {signed(found.high)})"
 
 
 def p_value(p: float) -> str:
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+    if p < 0.001:
+        return "p < 0.001"
+    digits = 3 if p < 0.1 else 2
+    # What is shown and what is called clear must agree.
+    while (round(p, digits) < CLEAR) != (p < CLEAR):
+        digits += 1
+    return f"p = {p:.{digits}f}"
 
 
 def count(value: int | float | None) -> str:
@@ -190,33 +207,31 @@ def _claim(best: Record) -> str:
     return f"{said}; test {estimate(test)}" if test else said
 
 
-def _against(order: Sequence[Record], names: Labels) -> list[str]:
+def _against(ranking: Ranking, names: Labels) -> list[str]:
     """The winner against the next one, on both splits."""
-    if len(order) < 2:
+    order, other, said = ranking.order, ranking.runner_up, []
+    if other is None:
         return []
-    best, second = order[:2]
-    said = []
-    for split, name in SPLITS.items():
-        # Validation has chosen between all runs, test between none.
-        others = order[1:] if split == "val" else [second]
-        try:
-            found, p = paired_with_each(
-                best.predictions.of(split), [one.predictions.of(split) for one in others]
-            )[0]
-        except RecordError:
-            continue
-        adjusted = f" (adjusted for {len(others)} comparisons)" if len(others) > 1 else ""
-        said.append(
-            f"{difference(found)} on {found.total:,} {name} examples, "
-            f"McNemar {p_value(p)}{adjusted}: {verdict(p)}"
-        )
-    lead = f"Against the runner-up, {names.of(second)}, the accuracy differs by"
+    for one in ranking.on_val:
+        if one.other is other:
+            said.append(_paired(one.found, "validation", one.p, len(ranking.on_val)))
+    if ranking.on_test is not None:
+        said.append(_paired(ranking.on_test, "test", ranking.on_test.p, 1))
+    who = "the runner-up" if other is order[1] else "the best run of another choice"
+    lead = f"Against {who}, {names.of(other)}, the accuracy differs by"
     lines = [f"{lead} {'; '.join(said)}."] if said else []
-    return lines + _tied(best, order, names)
+    return lines + _tied(order, names)
 
 
-def _tied(best: Record, order: Sequence[Record], names: Labels) -> list[str]:
-    tied = [r for r in order[1:] if selection(r) == selection(best)]
+def _paired(found: Paired, split: str, p: float, count: int) -> str:
+    adjusted = f" (adjusted for {count} comparisons)" if count > 1 else ""
+    on = f"{difference(found)} on {found.total:,} {split} examples"
+    return f"{on}, McNemar {p_value(p)}{adjusted}: {verdict(p)}"
+
+
+def _tied(order: Sequence[Record], names: Labels) -> list[str]:
+    best, value = order[0], selection(order[0])
+    tied = list(itertools.takewhile(lambda other: selection(other) == value, order[1:]))
     if not tied or best.info["metric"] == "val_loss":
         return []
     is_lower = have_one_loss([best, *tied]) and val_loss(best) < val_loss(tied[0])

@@ -67,7 +67,11 @@ def _list(outputs: Path) -> int:
     if not folders:
         raise RecordError(f"{outputs} holds no sweep.")
     for folder in folders:
-        print(f"{folder}: {summary(sweep_state(folder))}")
+        try:
+            said = summary(sweep_state(folder))
+        except RecordError:
+            said = f"{SWEEP} is damaged, and there are no runs"
+        print(f"{folder}: {said}")
     return 0
 
 

@@ -85,7 +85,7 @@ def sweep_state(folder: Path) -> SweepState:
         hint = f" It has sweeps inside: {there}." if there else ""
         raise RecordError(f"{folder} holds no sweep: {SWEEP} is missing.{hint}")
     known = known or {}
-    asked = {run["run"]: run.get("choices", {}) for run in known.get("runs", [])}
+    asked = {run["run"]: run.get("choices", {}) for run in known.get("runs", []) if "run" in run}
     for path in sorted(folder.glob(f"*/{RUN}")):
         asked.setdefault(path.parent.name, {})
     runs = tuple(_run_state(folder / name, choices) for name, choices in asked.items())
@@ -122,7 +122,7 @@ def _rows(folder: Path) -> list[dict[str, str]]:
     try:
         with (folder / EPOCHS).open(encoding="utf-8", newline="") as stream:
             return list(csv.DictReader(stream))
-    except OSError:
+    except (OSError, ValueError, csv.Error):  # damaged: the report says so
         return []
 
 
@@ -134,7 +134,10 @@ def _epochs(found: Record) -> int:
 
 
 def _best(rows: Sequence[Mapping[str, str]], metric: str) -> float:
-    values = [float(row[metric]) for row in rows if row.get(metric)]
+    values = []
+    for row in rows:
+        with suppress(KeyError, TypeError, ValueError):  # an empty cell, or a damaged one
+            values.append(float(row[metric]))
     if not values:
         return math.nan
     return max(values) if METRICS.get(metric) == "max" else min(values)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import PIL
+from PIL import features
 
 from graft import machine
 from graft.data import decode
@@ -22,6 +23,9 @@ from graft.trunk.fill import Rows
 from graft.trunk.held import Held
 from graft.trunk.rows import RowFormat, Stored
 from graft.trunk.store import Store
+
+# What Pillow decodes with where files are not exact: it is built with several versions of them.
+_LOSSY = ("jpg", "libjpeg_turbo", "webp")
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Shelf:
             "mean": config.model.mean,
             "std": config.model.std,
             "precision": config.precision,
-            "decoding": [decode.FORMAT, PIL.__version__],
+            "decoding": [decode.FORMAT, PIL.__version__, *map(features.version, _LOSSY)],
             **key.machine(pictures.device),
         }
 

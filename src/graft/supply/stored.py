@@ -21,7 +21,7 @@ from graft.trunk import exits, key
 from graft.trunk.activations import Activations
 from graft.trunk.cut import Cut
 from graft.trunk.exits import Exit
-from graft.trunk.fill import OnDevice, Rows, Wanted, fill_or_remember
+from graft.trunk.fill import InMemory, Rows, Task, Wanted, fill_or_remember
 from graft.trunk.held import Held, copy
 from graft.trunk.rows import NotRows, RowFormat
 from graft.trunk.run import Frozen, Pace
@@ -57,13 +57,12 @@ def stored(
         return _opened(shelf, *found, None, Origin(own.at, "reused"), started)
     probe = next(pictures.batches([np.arange(min(PROBE, len(pictures.examples.ids)))]))
     try:
-        chosen = _choose(config, shelf, own, probe, autocast)
+        chosen = choose(config, shelf, own, probe, autocast)
     except NotRows as error:
         return str(error)
     if chosen.candidate is None:
         return chosen.why
-    if chosen.why:
-        place = place_of(own, (chosen.candidate.name,))
+    place = place_chosen(own, chosen)
     left = exits.rest(own.trunk, place.exit)
     found = shelf.find(place) if left is not None else None
     if found is not None:
@@ -97,14 +96,18 @@ def _opened(
     return shelf.activations(format, found, held), left, whole
 
 
-def _choose(
+def choose(
     config: RunConfig,
     shelf: Shelf,
     own: Cut,
     probe: torch.Tensor,
     autocast: Callable[[], torch.autocast],
 ) -> plan.Choice:
-    """Where to store, by the sizes and times of a probe."""
+    """Where to store, by the sizes and times of a probe.
+
+    Raises:
+        NotRows: what the trunk gives cannot be stored.
+    """
     examples = shelf.input.examples
     work = plan.Work(shelf.num_rows, len(examples.train) + len(examples.val), config.epochs)
     room = shelf.room_bytes()
@@ -127,6 +130,12 @@ def _choose(
         if e in measured
     ]
     return plan.choose(candidates, work, room)
+
+
+def place_chosen(own: Cut, chosen: plan.Choice) -> Place:
+    """The place of a candidate: the end, or where it says why not."""
+    assert chosen.candidate is not None
+    return place_of(own, (chosen.candidate.name,) if chosen.why else own.exits)
 
 
 def place_of(cut: Cut, exit: Exit) -> Place:
@@ -199,20 +208,16 @@ def _filled_views(
         with Counter("trunk", shelf.num_rows) as counter:
             for view, wanted in _free_first(store, every):
                 kept = held.of(view) if held is not None else None
-                found = fill_or_remember(
-                    store, wanted, shelf.sizes[view], frozen,
-                    functools.partial(_inputs, shelf, view), counter.advance,
-                    memory * shelf.sizes[view] // shelf.num_rows, kept,
-                )  # fmt: skip
+                inputs = functools.partial(_inputs, shelf, view)
+                task = Task(wanted, shelf.sizes[view], frozen, inputs, counter.advance, kept)
+                found = fill_or_remember(store, task, memory * task.num_rows // shelf.num_rows)
                 if found is None:
                     _close(rows)
                     return None
-                (rows[view], *others), is_stored = found
+                rows[view], is_stored = found
                 if not is_stored:
                     store = None  # it was said why: not once more for the next view
-                for other in others:
-                    other.close()
-                if kept is not None and not isinstance(rows[view], OnDevice):
+                if kept is not None and not isinstance(rows[view], InMemory):
                     copy(rows[view].rows(), kept)  # was there, or in parts
     except Exception:  # who interrupts does not wait for the disk
         _close(rows)

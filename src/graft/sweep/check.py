@@ -2,11 +2,15 @@
 
 import functools
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from graft import backbones, record
-from graft.config import Model, RunConfig, to_dict
+import numpy as np
+
+from graft import backbones, metrics, record
+from graft.config import METRICS, Model, RunConfig, to_dict
+from graft.data.raw import listed
 from graft.dataset import LoadedDataset, load_dataset
 from graft.errors import BadRequest, ConfigError, RecordError
 from graft.identity import NOT_RESULT, run_identity
@@ -32,6 +36,7 @@ def checked(asked: Sequence[Asked]) -> tuple[list[Asked], list[Asked]]:
     problems += _twice(asked)
     problems += _chosen_by_unlike_losses(resolved)
     datasets = _datasets(resolved, problems)
+    problems += _without_value(resolved, datasets)
     _check_weights(resolved, problems)
     _check_strategies(resolved, problems)
     replaced = []
@@ -66,8 +71,8 @@ def _resolved(asked: Asked, problems: list[str]) -> Asked | None:
 
 
 def _twice(asked: Sequence[Asked]) -> list[str]:
-    names = [run.name for run in asked]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    counts = Counter(run.name for run in asked)
+    twice = sorted(name for name, count in counts.items() if count > 1)
     return [f"The run {name} was asked for twice. Name each value once." for name in twice]
 
 
@@ -106,6 +111,28 @@ def _dataset_key(config: RunConfig) -> tuple[Any, ...]:
     return (config.dataset,)
 
 
+def _without_value(
+    asked: Sequence[Asked], datasets: Mapping[tuple[Any, ...], LoadedDataset]
+) -> list[str]:
+    """What is to choose, and has no value on the validation pictures, whatever is trained."""
+    problems: dict[str, None] = {}
+    for key, dataset in datasets.items():
+        examples = dataset.examples
+        labels, classes = np.unique(examples.labels[examples.val]), examples.classes
+        defined = {"loss", *metrics.defined(labels, len(classes))}
+        lacking = [name for i, name in enumerate(classes) if i not in labels]
+        for config in (run.config for run in asked if _dataset_key(run.config) == key):
+            wanted = [("metric", config.metric)]
+            wanted += [("sweep.objectives", name) for name in config.sweep.objectives]
+            for setting, name in wanted:
+                if name in METRICS and name.removeprefix("val_") not in defined:
+                    problems[
+                        f"{setting}={name} has no value here: no validation picture is of "
+                        f"{listed(lacking)}. Choose by another metric, such as val_accuracy."
+                    ] = None
+    return list(problems)
+
+
 def _check_weights(asked: Sequence[Asked], problems: list[str]) -> None:
     """They are there, and fit."""
     for config in {(r.config.model, r.config.image_size): r.config for r in asked}.values():
@@ -131,7 +158,7 @@ def _conflicts(asked: Asked, datasets: Mapping[tuple[Any, ...], LoadedDataset]) 
         return []
     try:
         found = read_run(asked.folder)
-        is_same = found.info["identity"] == run_identity(asked.config)
+        is_same = found.info.get("identity") == run_identity(asked.config)
         # Thousands of YAML files take minutes: read only where there is something to tell.
         old = {} if is_same else dict(found.config)
     except RecordError:
@@ -144,7 +171,7 @@ def _conflicts(asked: Asked, datasets: Mapping[tuple[Any, ...], LoadedDataset]) 
         ]
     dataset = datasets.get(_dataset_key(asked.config))
     # None: it ended before it had read them.
-    if dataset is not None and found.info["data_digest"] not in (None, dataset.digest):
+    if dataset is not None and found.info.get("data_digest") not in (None, dataset.digest):
         return [
             f"{asked.folder} holds this run on other data: the table or a picture has changed. "
             "Give this sweep another name, sweep.name=..., or replace it: sweep.overwrite=true."

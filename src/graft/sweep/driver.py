@@ -18,7 +18,8 @@ from graft.errors import ConfigError, RecordError
 from graft.identity import run_identity
 from graft.lock import Lock, Locked, held_by
 from graft.record import LOCK, Record, read_json, read_run, read_runs, readable_runs, write_json
-from graft.report.__main__ import print_table, report_rows, write_report
+from graft.report.__main__ import print_table, write_report
+from graft.report.ranking import compared
 from graft.settings import array_key, resolve, trunk_key
 from graft.sweep.asked import Asked, Value, finished, folder_of, value
 from graft.sweep.check import checked
@@ -146,7 +147,6 @@ class Driver:
         if self._follower is not None:
             self._follower.look_last()  # figures are drawn, and sent, beside the report
         rows, is_written = self._reported()
-        _show(print_table, rows, self.folder)
         if self._follower is not None:
             self._follower.stop()
         report, results = self.folder / record.REPORT, self.folder / record.RESULTS
@@ -163,12 +163,15 @@ class Driver:
         return is_written and self._is_complete(rows)
 
     def _reported(self) -> tuple[list[dict[str, object]], bool]:
-        """The rows of the report, and whether it could be written."""
+        """Write the report and show its table: its rows, and whether it could be written."""
+        is_written = True
         try:
-            return write_report(self.folder), True
+            found = write_report(self.folder)
         except OSError as error:
             log.error("The report cannot be written: %s.", error.strerror or error)
-            return report_rows(self.folder), False
+            found, is_written = compared(self.folder), False
+        _show(print_table, found)
+        return found.rows, is_written
 
     def _let_go(self) -> None:
         self._lock.release()

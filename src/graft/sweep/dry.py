@@ -40,7 +40,7 @@ class Cost:
     Attributes:
         trunk: what would be stored for it.
         trunk_s: to compute that; 0 where it is there.
-        fit_s: to train its runs and look at the validation set.
+        fit_s: to train its runs and look at the validation set, with what is left of the trunk.
         checkpoint_bytes: of all its runs.
     """
 
@@ -113,13 +113,19 @@ def _cost(runs: Sequence[Asked], stored: set[str]) -> Cost:
     found = forecast(config, dataset.examples, dataset.digests, own)
     key = train.trunk_key(config)
     pictures = _made_up(config, _PICTURES, device)
-    trunk_s = 0.0
-    if own is not None and not found.is_there and key not in stored:
+    is_new = found.num_rows > 0 and not found.is_there and key not in stored
+    trunk_s = live_s = 0.0
+    if own is not None and (is_new or found.live_share):
         network.eval()
-        trunk_s = _timed(lambda: _run(own, pictures), device) / _PICTURES * found.num_rows
+        picture_s = _timed(lambda: _run(own, pictures), device) / _PICTURES
+        trunk_s = picture_s * (1 - found.live_share) * found.num_rows if is_new else 0.0
+        # In every epoch, once for all of its runs.
+        num_seen = len(dataset.examples.train) + len(dataset.examples.val)
+        epochs = max(run.config.epochs for run in runs)
+        live_s = picture_s * found.live_share * num_seen * epochs
     stored.add(key)
     size = sum(p.numel() * p.element_size() for p in network.module.state_dict().values())
-    fit_s = _fit_s(runs, dataset, network, own)
+    fit_s = _fit_s(runs, dataset, network, own) + live_s
     return Cost(found, trunk_s, fit_s, size * len(runs))
 
 

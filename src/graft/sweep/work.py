@@ -8,13 +8,14 @@ run_array   trains what is not finished of an array, each run to its own folder
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 
 from graft import backbones, machine, metrics, progress, record, train
 from graft.config import RunConfig, from_dict, to_dict
 from graft.data.raw import SHOWN, listed
 from graft.dataset import load_dataset
-from graft.errors import Pruned, RecordError, RunError
+from graft.errors import ConfigError, Pruned, RecordError, RunError
 from graft.fit.learner import Judge
 from graft.record import Record, read_json, read_run
 from graft.run import Member, Outcome
@@ -181,4 +182,11 @@ def _beside(asked: Asked) -> list[RunConfig]:
     """One run for each strategy and trunk of the sweep but the one of this array."""
     own = trunk_key(asked.config)
     trunks = (read_json(asked.folder.parent / record.PLAN) or {}).get("trunks", {})
-    return [resolve(from_dict(config)) for key, config in trunks.items() if key != own]
+    found = []
+    for key, config in trunks.items():
+        if key == own:
+            continue
+        # An earlier start of the sweep may have been on a device that is not here.
+        with suppress(ConfigError):
+            found.append(resolve(from_dict(config)))
+    return found

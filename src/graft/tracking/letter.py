@@ -26,6 +26,8 @@ _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#0
 
 # MLflow's limits are 250 for names, 6000 for parameters, 8000 for tags.
 _MAX_NAME, MAX_PARAM, MAX_TAG = 250, 6000, 8000
+# Of a run; its number may grow by a digit or two.
+MAX_TITLE = _MAX_NAME - 5
 
 # Our word for how a run ended -> MLflow's. What is "running" after the end was killed.
 MLFLOW_STATUS = {
@@ -52,6 +54,7 @@ class Letter:
     """All that MLflow gets of one run, the files of its record aside.
 
     `rows` holds one entry an epoch: {"step": 1, "time_ms": ..., "values": {"val/loss": ...}}.
+    `identity` is that of the run's settings; None: not known yet.
     """
 
     number: int
@@ -66,6 +69,7 @@ class Letter:
     reason: str | None = None
     folder: str | None = None
     attempt: int = 1
+    identity: str | None = None
 
     @property
     def key(self) -> str:
@@ -75,6 +79,15 @@ class Letter:
     def is_killed(self) -> bool:
         """Whether it is over and did not say how."""
         return self.status == "running" and self.end_ms is not None
+
+    def with_settings(self, identity: str, params: Mapping[str, str]) -> "Letter":
+        """Of a run with these settings. What is here of other settings is another attempt's."""
+        if self.identity not in (None, identity):
+            return dataclasses.replace(
+                self, identity=identity, params=params, rows=(), scores={}, start_ms=now_ms(),
+                attempt=self.attempt + 1,
+            )  # fmt: skip
+        return dataclasses.replace(self, identity=identity, params={**params, **self.params})
 
     def with_row(self, row: Mapping[str, float], time_ms: int) -> "Letter":
         """One more epoch. The same numbers again (a run that resumed) keep their first time.
@@ -168,7 +181,8 @@ def letter_of(record: Record, number: int) -> Letter:
         for key, value in choices.items()
     ]
     written_ms = int((record.path / "run.json").stat().st_mtime * 1000)
-    letter = Letter(number, " ".join([f"{number:02d}", *words]), choices, written_ms)
+    title = " ".join([f"{number:02d}", *words])[:MAX_TITLE]
+    letter = Letter(number, title, choices, written_ms)
     try:
         params = params_of(choices, record.config)
     except Exception:  # a run that failed before it wrote its configuration
@@ -290,5 +304,6 @@ def digest(letter: Letter, files: Sequence[Path]) -> str:
     content = dataclasses.asdict(letter)
     # A sweep with one more value numbers its runs anew.
     content.pop("number"), content.pop("title")
+    content.pop("identity")  # its parameters tell
     text = json.dumps([content, sizes], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
 
+from graft.identity import NOT_RESULT, digest
 from graft.record import Record
 from graft.tracking import letter
 from graft.tracking.client import now_ms
@@ -66,9 +67,10 @@ class RunTracking:
 
     @harmless
     def params(self, choices: Mapping[str, str], config: Mapping[str, Any]) -> None:
-        """What the sweep varies, and the settings that matter. The first values stay."""
-        found = {**letter.params_of(choices, config), **self._letter.params}
-        self._letter = dataclasses.replace(self._letter, params=found)
+        """What the sweep varies, and the settings that matter."""
+        identity = digest({k: v for k, v in config.items() if k not in NOT_RESULT})
+        found = letter.params_of(choices, config)
+        self._letter = self._letter.with_settings(identity, found)
         self._changed()
 
     @harmless
@@ -111,8 +113,8 @@ class RunTracking:
                 params=known.params,
                 rows=known.rows,
                 attempt=known.attempt,
+                identity=known.identity,
             )
-        self._changed()
 
     def _changed(self) -> None:
         self._letter.write(self._folder)

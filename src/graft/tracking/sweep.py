@@ -6,15 +6,16 @@ import logging
 import os
 import shlex
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from graft.aside import Aside
+from graft.aside import Aside, Gone
 from graft.config import Tracking
 from graft.lock import held_by
 from graft.record import LOCK, SWEEP, Record, is_complete, read_json, read_runs, write_json
 from graft.tracking import letter, places, upload, view
-from graft.tracking.client import Store, now_ms
+from graft.tracking.client import Store, is_refusal, now_ms
 from graft.tracking.letter import Letter
 from graft.tracking.line import Line
 from graft.tracking.run import FINISH_S, OffRun, RunTracking, harmless, upload_s
@@ -171,7 +172,11 @@ class SweepTracking:
         for i, record in enumerate(records):
             if record.name in held:
                 continue
-            one = _closed(self.folder, record, number=i)
+            try:
+                one = _closed(self.folder, record, number=i)
+            except Exception as error:  # damaged, most likely: the others are sent all the same
+                self._line.say(record.name, f"{record.path} cannot be sent to MLflow ({error}).")
+                continue
             if record.name in asked:  # the sweep may have grown since
                 one = letter.renumbered(one, asked.index(record.name))
             closed.append((one, record))
@@ -191,21 +196,41 @@ class SweepTracking:
         parent = self.parent(store)
         runs = store.find(parent.experiment, {"sweep.id": self.info.id, "role": "run"})
         by_key = {run.tags.get("run.key"): run for run in runs}
+        problems: list[Exception] = []
         for one, record in letters:
             found = by_key.get(one.key)
-            if found is not None and upload.is_complete(found, one, record):
-                upload.rename(store, found, one)
-            else:
-                child = upload.Child(self._lock)
-                child.finish(store, self.info, parent, one, record, self._line.uri)
+            with self._keeping(problems):
+                if found is not None and upload.is_complete(found, parent, one, record):
+                    upload.rename(store, found, one)
+                else:
+                    child = upload.Child(self._lock)
+                    child.finish(store, self.info, parent, one, record, self._line.uri)
         if not _held(self.folder):  # more may be trained now than then
             upload.close_rest(store, self.info, parent)
             status = _status(self.folder, letters)
-            upload.end_parent(store, parent, status, results, self._line.uri)
+            with self._keeping(problems):
+                upload.end_parent(store, parent, status, results, self._line.uri)
         try:
             upload.write_view(store, self.info, parent, _metric(letters))
         except Exception as error:
             self._line.say("view", f"MLflow took no prepared view ({error}); the runs are there.")
+        if problems:
+            raise problems[0]
+
+    @contextmanager
+    def _keeping(self, problems: list[Exception]) -> Iterator[None]:
+        """What goes wrong with one part of a sweep, such as its files, keeps no other from MLflow.
+
+        Raises:
+            Exception: it would go wrong with every part: nobody is there, or says no to us.
+        """
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, Gone) or is_refusal(error):
+                raise
+            places.check_reachable(self._line.uri)
+            problems.append(error)
 
 
 class Off:
@@ -252,7 +277,7 @@ def run_tracking(
 
 def first_letter(number: int, title: str, choices: Mapping[str, str]) -> Letter:
     known = {key: letter.plain(value) for key, value in choices.items()}
-    return Letter(number, letter.plain(title), known, now_ms())
+    return Letter(number, letter.plain(title)[: letter.MAX_TITLE], known, now_ms())
 
 
 def sync(sweep_dir: Path, uri: str | None = None) -> str | None:
@@ -332,7 +357,8 @@ def _closed(folder: Path, record: Record, number: int) -> Letter:
     one = (known or letter.letter_of(record, number)).with_record(record)
     scores = letter.scores_of(record) if record.is_completed and not one.scores else {}
     one = letter.ended(one, status, record.info.get("reason"), scores)
-    one.write(folder)
+    with suppress(OSError):  # a full disk: it can be sent all the same
+        one.write(folder)
     return one
 
 
@@ -340,7 +366,8 @@ def _stopped(folder: Path, one: Letter) -> Letter:
     """The letter of a run without a record: if it did not end itself, it was killed."""
     if one.end_ms is None:
         one = letter.ended(one, "running", "It was stopped before its end.", {})
-        one.write(folder)
+        with suppress(OSError):  # as above
+            one.write(folder)
     return one
 
 

@@ -154,9 +154,11 @@ class Child:
         rename(store, found, letter)
 
 
-def is_complete(found: StoredRun | None, letter: Letter, record: Record | None) -> bool:
-    """Whether MLflow has all of a run already."""
-    if found is None or found.status != MLFLOW_STATUS[letter.status]:
+def is_complete(found: StoredRun, parent: Parent, letter: Letter, record: Record | None) -> bool:
+    """Whether MLflow has all of a run already, below this parent: somebody may delete one."""
+    if found.status != MLFLOW_STATUS[letter.status]:
+        return False
+    if found.tags.get("mlflow.parentRunId") != parent.run:
         return False
     return bool(found.tags.get("upload") == _digest(letter, record))
 
@@ -179,10 +181,17 @@ def close_rest(store: Store, info: SweepInfo, parent: Parent) -> None:
 def end_parent(
     store: Store, parent: Parent, status: str, results: Sequence[Path], uri: str
 ) -> None:
+    """End it with its status, whatever becomes of its files; their first problem is raised."""
+    problem = None
     for path in results:
-        _send_file(store, parent.run, path, FIGURES if path.suffix in _PICTURES else None, uri)
+        try:
+            _send_file(store, parent.run, path, FIGURES if path.suffix in _PICTURES else None, uri)
+        except Exception as error:
+            problem = problem or error
     store.log(parent.run, tags={"status": "killed" if status == "running" else status})
     store.end(parent.run, MLFLOW_STATUS[status], now_ms())
+    if problem is not None:
+        raise problem
 
 
 def write_view(store: Store, info: SweepInfo, parent: Parent, metric: str) -> None:

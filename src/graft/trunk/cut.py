@@ -10,7 +10,7 @@ import builtins
 import logging
 import operator
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
@@ -30,7 +30,7 @@ class Cut:
 
     Attributes:
         trunk: pictures -> tuple of tensors; its mode is that of the network's frozen blocks.
-        tail: the same tensors, one argument each -> logits. It never changes them.
+        tail: the same tensors, one argument each -> logits. Neither changes what it is given.
         at: where, in the network's own names: "features.23", "layer3", "flatten".
         exits: the graph's nodes whose values cross, in the order of the tensors.
     """
@@ -190,8 +190,14 @@ class _Parts:
 
     def trunk(self, crossing: tuple[Node, ...]) -> Graph:
         graph, copies = Graph(), dict[Node, Node]()
-        for node in self.graph.nodes:
-            if node not in self.moving:
+        frozen = [node for node in self.graph.nodes if node not in self.moving]
+        given = [node for node in frozen if node.op == "placeholder"]
+        for node in given:
+            copies[node] = graph.node_copy(node)
+        for node in self._overwritten(given, frozen):
+            copies[node] = graph.call_method("clone", (copies[node],))
+        for node in frozen:
+            if node not in copies:
                 copies[node] = graph.node_copy(node, copies.__getitem__)
         graph.output(tuple(copies[node] for node in crossing))
         return graph
@@ -200,7 +206,7 @@ class _Parts:
         graph, copies = Graph(), dict[Node, Node]()
         for node in crossing:
             copies[node] = graph.placeholder(node.name)
-        for node in self._overwritten(crossing):
+        for node in self._overwritten(crossing, self.moving):
             copies[node] = graph.call_method("clone", (copies[node],))
         belongs = self.moving | self._refetched()
         for node in self.graph.nodes:
@@ -241,15 +247,15 @@ class _Parts:
                 found.add(node)
         return found
 
-    def _overwritten(self, crossing: tuple[Node, ...]) -> Iterator[Node]:
-        """Crossing tensors that an in-place operation of the tail would write to."""
+    def _overwritten(self, given: Iterable[Node], part: Iterable[Node]) -> Iterator[Node]:
+        """Tensors that a part is given and that an in-place operation of it would write to."""
         written = {
             target
-            for node in self.moving
+            for node in part
             if self._is_in_place(node)
             for target in _reached(node.all_input_nodes[0], self._lenders)
         }
-        return (node for node in crossing if node in written)
+        return (node for node in given if node in written)
 
     def refuse_hidden_writes(self, crossing: tuple[Node, ...]) -> None:
         """An in-place operation changes a tensor under all its names, and no edge of the graph says

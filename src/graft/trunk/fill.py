@@ -7,8 +7,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from graft import lanes
-from graft.errors import CacheError
+from graft.errors import CacheError, NoRoom
 from graft.trunk.exits import Exit
 from graft.trunk.rows import RowFormat
 from graft.trunk.run import Frozen
@@ -56,21 +56,7 @@ class Rows(Protocol):
 
 
 class InMemory:
-    """Rows of this process alone, where there is no store to be used."""
-
-    def __init__(self, num_rows: int, row_bytes: int) -> None:
-        self._rows = np.empty((num_rows, row_bytes), dtype=np.uint8)
-
-    def rows(self) -> NDArray[np.uint8]:
-        """uint8 [num_rows, row_bytes]"""
-        return self._rows
-
-    def close(self) -> None:
-        pass
-
-
-class OnDevice:
-    """Rows in the memory of a device.
+    """Rows of this process alone, in memory or in that of a device.
 
     Args:
         held: uint8 [num_rows, row_bytes]
@@ -88,7 +74,7 @@ class OnDevice:
         pass
 
 
-class Ahead(OnDevice):
+class Ahead(InMemory):
     """Rows that are in use on a device while the store is still flushing them to the disk.
 
     Args:
@@ -126,114 +112,156 @@ def _finish(fillers: Sequence[Filler], stack: ExitStack, problems: list[Exceptio
 Inputs = Callable[[Sequence[tuple[int, int]]], Generator[torch.Tensor]]
 
 
-def fill(
-    store: Store | None,
-    wanted: Sequence[Wanted],
-    num_rows: int,
-    frozen: Frozen,
-    inputs: Inputs,
-    tell: Callable[[int], None],
-    kept: torch.Tensor | None = None,
-) -> list[Rows]:
-    """The rows of every exit, from the store as far as they are there, computed as far as not.
+@dataclass(frozen=True)
+class Task:
+    """Rows to have: those of the first that is wanted, and the others in the same pass.
 
-    Args:
-        store: None: into memory.
-        wanted: in the order in which `frozen` gives their tensors.
+    Attributes:
+        wanted: in the order in which `frozen` gives their tensors; it may give more. What is
+            wanted beside the first is for the store alone, and for whoever comes later.
         num_rows: of each.
         frozen: network input [B, 3, S, S] -> the tensors of all exits, one exit after the other.
         inputs: of ranges of rows.
-        tell: called with how many more rows are there.
-        kept: uint8 [num_rows, row_bytes] on a device, for the rows of the first exit: what is
-            computed goes there, too, and is in use before the disk has it. None: nowhere else.
+        tell: called with how many more rows are there; fewer than none, where some came to nothing.
+        kept: uint8 [num_rows, row_bytes] on a device, for the rows of the first: what is computed
+            goes there, too, and is in use before the disk has it. None: nowhere else.
+    """
+
+    wanted: Sequence[Wanted]
+    num_rows: int
+    frozen: Frozen
+    inputs: Inputs
+    tell: Callable[[int], None]
+    kept: torch.Tensor | None = None
+
+    @property
+    def alone(self) -> "Task":
+        """The same for the first alone."""
+        return replace(self, wanted=self.wanted[:1])
+
+
+def fill_or_remember(
+    store: Store | None, task: Task, memory_limit_bytes: int
+) -> tuple[Rows, bool] | None:
+    """The first rows that are wanted, in memory where the store cannot be used; None where there is
+    no room either.
+
+    What is wrong with the store is said in one warning.
 
     Returns:
-        In the order of `wanted`; where they are kept, the first stands for all.
+        The rows, and whether they are stored.
+    """
+    try:
+        if store is not None:
+            return _fill_first(store, task), True
+    except CacheError as error:
+        log.warning("%s Going on without it.", error)
+    num_bytes = task.num_rows * task.wanted[0].format.row_bytes
+    if task.kept is None and num_bytes > memory_limit_bytes:
+        return None
+    return _remember(task.alone), False
+
+
+def _fill_first(store: Store, task: Task) -> Rows:
+    """What is wanted beside the first must not cost it its place: how much of the store is in use
+    is only known when room is made."""
+    try:
+        return fill(store, task)
+    except NoRoom:
+        if len(task.wanted) == 1:
+            raise
+    return fill(store, task.alone)
+
+
+def fill(store: Store, task: Task) -> Rows:
+    """The first rows that are wanted: of all that are, what is not in the store is computed.
 
     Raises:
+        NoRoom: not for all that is wanted; nothing was computed.
         CacheError: the store cannot be used (any more); what was computed is lost or will be gone
             on with.
     """
-    if store is None:
-        return _in_memory(wanted, num_rows, frozen, inputs, tell, kept)
-    with ExitStack() as stack:
+    wanted = task.wanted
+    with ExitStack() as stack, _taken_back(task.tell) as tell:
         # In the order of their keys, as everybody does: else two processes wait for each other.
         fillers = {
             one.key: stack.enter_context(
-                store.fill(one.key, one.about, num_rows, one.format.row_bytes)
+                store.fill(one.key, one.about, task.num_rows, one.format.row_bytes)
             )
             for one in sorted(wanted, key=lambda one: one.key)
         }
         in_order = [fillers[one.key] for one in wanted]
         missing = {key: set(filler.missing()) for key, filler in fillers.items()}
-        is_new = sum(stop - start for start, stop in missing[wanted[0].key]) == num_rows
-        to = kept if is_new else None  # what is there already, only the disk has
+        is_new = sum(stop - start for start, stop in missing[wanted[0].key]) == task.num_rows
+        kept = task.kept if is_new else None  # what is there already, only the disk has
         ranges = sorted(set().union(*missing.values()))
-        tell(num_rows - sum(stop - start for start, stop in ranges))
+        tell(task.num_rows - sum(stop - start for start, stop in ranges))
         with _Writers(tell) as writers:
-            for start, stop, packed in _computed(ranges, wanted, frozen, inputs, to):
+            for start, stop, packed in _computed(task, ranges):
+                if kept is not None:
+                    kept[start:stop].copy_(packed[0])
                 writers.write(
                     stop - start,
                     [
-                        functools.partial(_write, fillers[one.key], start, rows)
+                        functools.partial(_write, fillers[one.key], start, _OnHost(rows))
                         for one, rows in zip(wanted, packed, strict=True)
                         if (start, stop) in missing[one.key]
                     ],
                 )
             writers.wait()
-        if to is not None:
-            return [Ahead(to, in_order, stack.pop_all())]
-        return [filler.finish() for filler in in_order]
+        if kept is not None:
+            return Ahead(kept, in_order, stack.pop_all())
+        first, *others = [filler.finish() for filler in in_order]
+        for other in others:
+            other.close()
+        return first
 
 
-def _in_memory(
-    wanted: Sequence[Wanted],
-    num_rows: int,
-    frozen: Frozen,
-    inputs: Inputs,
-    tell: Callable[[int], None],
-    kept: torch.Tensor | None,
-) -> list[Rows]:
-    if kept is not None:
-        for start, stop, _ in _computed([(0, num_rows)], wanted[:1], frozen, inputs, kept):
-            tell(stop - start)
-        return [OnDevice(kept)]
-    memory = [InMemory(num_rows, one.format.row_bytes) for one in wanted]
-    for start, stop, packed in _computed([(0, num_rows)], wanted, frozen, inputs):
-        for into, rows in zip(memory, packed, strict=True):
-            into.rows()[start:stop] = rows.numpy()
-        tell(stop - start)
-    return list(memory)
+def _remember(task: Task) -> Rows:
+    """The rows of the one that is wanted, without a store."""
+    shape, held = (task.num_rows, task.wanted[0].format.row_bytes), task.kept
+    if held is None:
+        held = torch.empty(shape, dtype=torch.uint8)
+    for start, stop, (rows,) in _computed(task, [(0, task.num_rows)]):
+        held[start:stop].copy_(rows)
+        task.tell(stop - start)
+    return InMemory(held)
+
+
+@contextmanager
+def _taken_back(tell: Callable[[int], None]) -> Iterator[Callable[[int], None]]:
+    """What is told in here, taken back where the store cannot be used: it is begun anew."""
+    told = 0
+
+    def counted(count: int) -> None:
+        nonlocal told
+        told += count
+        tell(count)
+
+    try:
+        yield counted
+    except CacheError:
+        tell(-told)
+        raise
 
 
 def _computed(
-    ranges: Sequence[tuple[int, int]],
-    wanted: Sequence[Wanted],
-    frozen: Frozen,
-    inputs: Inputs,
-    kept: torch.Tensor | None = None,
-) -> Iterator[tuple[int, int, list["_OnHost"]]]:
-    """Each range with its packed rows, an exit each; those of the first are kept, too."""
+    task: Task, ranges: Sequence[tuple[int, int]]
+) -> Iterator[tuple[int, int, list[torch.Tensor]]]:
+    """Each range, in stretches, with its packed rows on their device, for each that is wanted."""
     shorter = [
         (start, min(start + STRETCH, stop))
         for whole_start, stop in ranges
         for start in range(whole_start, stop, STRETCH)
     ]
-    stream = inputs(shorter)
-    if frozen.pace.num_lanes > 1:
+    stream = task.inputs(shorter)
+    if task.frozen.pace.num_lanes > 1:
         stream = lanes.one_ahead(stream)
     with closing(stream):
         for start, stop in shorter:
-            tensors = frozen.tried(next(stream))
-            packed: list[_OnHost] = []
-            first = 0
-            for one in wanted:
-                last = first + len(one.exit)
-                rows = one.format.pack(tensors[first:last])
-                if kept is not None and not packed:
-                    kept[start:stop].copy_(rows)
-                packed.append(_OnHost(rows))
-                first = last
+            tensors = iter(task.frozen.tried(next(stream)))
+            own = [[next(tensors) for _ in one.exit] for one in task.wanted]
+            packed = [one.format.pack(t) for one, t in zip(task.wanted, own, strict=True)]
             yield start, stop, packed
 
 
@@ -296,31 +324,3 @@ class _Writers:
         for future in futures:
             future.result()
         self._tell(num_rows)
-
-
-def fill_or_remember(
-    store: Store | None,
-    wanted: Sequence[Wanted],
-    num_rows: int,
-    frozen: Frozen,
-    inputs: Inputs,
-    tell: Callable[[int], None],
-    memory_limit_bytes: int,
-    kept: torch.Tensor | None = None,
-) -> tuple[list[Rows], bool] | None:
-    """`fill`, in memory where the store cannot be used; None where there is no room either.
-
-    What is wrong with the store is said in one warning.
-
-    Returns:
-        The rows, and whether they are stored.
-    """
-    try:
-        if store is not None:
-            return fill(store, wanted, num_rows, frozen, inputs, tell, kept), True
-    except CacheError as error:
-        log.warning("%s Going on without it.", error)
-    num_bytes = num_rows * sum(one.format.row_bytes for one in wanted)
-    if kept is None and num_bytes > memory_limit_bytes:
-        return None
-    return fill(None, wanted, num_rows, frozen, inputs, tell, kept), False

@@ -24,12 +24,25 @@ _Call = tuple[Callable[..., torch.Tensor], dict[str, Any]]
 def lighten(module: nn.Module, graph: Graph) -> None:
     """Change `graph`, the tail of `module`, whose own modules stay what they are."""
     for node in graph.nodes:
-        part = module.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if getattr(part, "inplace", False) and (function := _out_of_place(part)) is not None:
+        part = _part(module, node)
+        function = _out_of_place(part) if getattr(part, "inplace", False) else None
+        if function is not None and _is_alone(module, node):
             node.op, (node.target, node.kwargs) = "call_function", function
         elif (found := _mean(node, part)) is not None:
             node.op, node.target = "call_function", mean
             node.args, node.kwargs = (node.args[0], *found), {}
+
+
+def _part(module: nn.Module, node: Node) -> nn.Module | None:
+    return module.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def _is_alone(module: nn.Module, node: Node) -> bool:
+    """Whether nothing else sees what a node overwrites: who does must see it overwritten."""
+    (given,) = node.all_input_nodes
+    part = _part(module, given)
+    has_made_it = part is not None and any(True for _ in part.parameters(recurse=False))
+    return has_made_it and len(given.users) == 1
 
 
 def _out_of_place(part: nn.Module | None) -> _Call | None:

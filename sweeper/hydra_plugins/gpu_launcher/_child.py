@@ -60,6 +60,11 @@ class Child:
         return self.is_ready and not self.array
 
     @property
+    def is_told_to_stop(self) -> bool:
+        """Whether it was silent for too long, whatever it has said since."""
+        return self._timed_out is not None
+
+    @property
     def silent_at(self) -> float | None:
         """The `time.monotonic` since which it has said nothing; None: nothing is expected."""
         return None if self.is_idle else self.heard_at

@@ -4,6 +4,7 @@ Hydra copies a job's whole configuration four times, and writes its files slowly
 callback, a log or a reader of the files can see is the same, in the same order; a test compares.
 """
 
+import contextlib
 import os
 from pathlib import Path
 from textwrap import dedent
@@ -42,7 +43,6 @@ def run_job(config: DictConfig, task: TaskFunction, context: HydraContext) -> Jo
 def _run_job(config: DictConfig, task: TaskFunction, context: HydraContext) -> JobReturn:
     before, hydra_before = os.getcwd(), HydraConfig.instance().cfg
     folder = _named(config)
-    is_moved = False
     try:
         result = JobReturn()
         result.cfg = given = _without_hydra(config)
@@ -66,7 +66,8 @@ def _run_job(config: DictConfig, task: TaskFunction, context: HydraContext) -> J
         return result
     finally:
         HydraConfig.instance().cfg = hydra_before
-        if is_moved:
+        # Where the task has gone to by itself, the next job's relative folder would be made.
+        with contextlib.suppress(OSError):
             os.chdir(before)
 
 

@@ -241,7 +241,7 @@ def log_file(config: DictConfig) -> Path | None:
     """The job's own log; None if its logging has no file, or the job did not get so far."""
     try:
         handlers = OmegaConf.select(config, "hydra.job_logging.handlers") or {}
-        names = [handler.get("filename") for handler in handlers.values()]
+        names = [handler.get("filename") for handler in handlers.values() if handler]
     except OmegaConfBaseException:  # it stands in the job's folder, which could not be named
         return None
     return next((Path(name) for name in names if name and Path(name).is_file()), None)

@@ -163,13 +163,19 @@ class _Place:
             return None
         if not isinstance(heard, NoResult):
             worker.array = ()
+            if worker.is_told_to_stop:  # it has come to its end first; the next array would not
+                self._end(worker)
             return array, heard
-        worker.kill()  # what it had started, too
-        self.worker = None
+        self._end(worker)
         if not worker.is_ready:
             self._failed(str(heard))
         # One that was ready and idle has died of nothing that it was given.
         return (array, [failed(job, heard) for job in array]) if array else None
+
+    def _end(self, worker: Child) -> None:
+        """End it, and what it has started."""
+        worker.kill()
+        self.worker = None
 
     def _failed(self, why: str) -> None:
         """No process got ready here."""

@@ -180,6 +180,7 @@ class _Ear(View):
         self.events.append((COMPLAINED if is_error else SAID, line.encode()))
 
     def forget(self, seen: int) -> None:
-        """Drop the events before a number."""
-        del self.events[: seen - self._num_forgotten]
-        self._num_forgotten = seen
+        """Drop the events before a number; a call that was overtaken by a later one drops none."""
+        if seen > self._num_forgotten:
+            del self.events[: seen - self._num_forgotten]
+            self._num_forgotten = seen

@@ -1,8 +1,10 @@
 """Where the launcher runs and where an actor does; the one is made to look like the other."""
 
+import importlib
 import os
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,8 +55,15 @@ def settle(home: Home) -> None:
             made = Path(tempfile.gettempdir(), home.marker.lstrip("."))
             made.mkdir(exist_ok=True)
             os.chdir(made)
-    # Ray brings its own copies of some packages, which are not meant for jobs.
-    own = [path for path in sys.path if f"{os.sep}ray{os.sep}" not in path]
-    sys.path[:] = [*own, *(path for path in home.path if path not in own and Path(path).exists())]
+    sys.path[:] = _without_rays(dict.fromkeys([*sys.path, *filter(os.path.exists, home.path)]))
     if os.environ.get("PYTHONBREAKPOINT", "").startswith("ray."):
         del os.environ["PYTHONBREAKPOINT"]
+
+
+def _without_rays(paths: Iterable[str]) -> list[str]:
+    """Ray brings its own copies of some packages, which are not meant for jobs.
+
+    What its `runtime_env` brings is: it lies elsewhere, perhaps in a folder "ray", too.
+    """
+    ray = Path(str(importlib.import_module("ray").__file__)).resolve().parent
+    return [path for path in paths if not Path(path).resolve().is_relative_to(ray)]

@@ -43,14 +43,17 @@ def _chosen(gpus: Sequence[int | str], visible: Sequence[str]) -> list[str]:
     """The devices asked for; where none can be seen, what is asked for is believed."""
     if not gpus:
         raise HydraException("hydra.launcher.gpus=[]: name one, or leave it out.")
-    twice = sorted({str(gpu) for gpu in gpus if list(gpus).count(gpu) > 1})
+    found = _looked_up(gpus, visible) if visible else [str(gpu) for gpu in gpus]
+    twice = sorted({gpu for gpu in found if found.count(gpu) > 1})
     if twice:
         raise HydraException(
             f"hydra.launcher.gpus names {', '.join(twice)} twice. For several jobs on one GPU, use "
             "hydra.launcher.per_gpu."
         )
-    if not visible:
-        return [str(gpu) for gpu in gpus]
+    return found
+
+
+def _looked_up(gpus: Sequence[int | str], visible: Sequence[str]) -> list[str]:
     found = []
     for gpu in gpus:
         if isinstance(gpu, int) and 0 <= gpu < len(visible):

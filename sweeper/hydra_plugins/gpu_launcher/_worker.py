@@ -4,6 +4,7 @@ It is started in its slot's environment, before anything looks at devices, stays
 array, and ends when the pipe does: whoever started it may have been killed.
 """
 
+import atexit
 import contextlib
 import faulthandler
 import importlib
@@ -85,8 +86,9 @@ def main(file: int, parent: int, ahead: str | None = None) -> None:
         ahead: a function to call, by its dotted path, before anything is known of the jobs.
     """
     faulthandler.enable()  # a native library that crashes says where, in what the job prints
-    # The terminal's Ctrl-C is for the launcher, which passes on an order of its own.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The terminal's Ctrl-C is for the launcher, which passes on an order of its own. A handler, for
+    # what is ignored would be by all that jobs start, too.
+    signal.signal(signal.SIGINT, _ignore)
     signal.signal(signal.SIGTERM, _stop)
     _ahead.forbid()  # what is imported here may be the application that started us
     pipe = Pipe(Connection(file))
@@ -133,18 +135,24 @@ def run(array: Sequence[Job], work: Work) -> list[bytes]:
 def _warm_up(path: str) -> None:
     """What goes wrong here will go wrong in a job again, and is then said."""
     with contextlib.suppress(Exception):
-        _function(path)()
+        _function("warm_up", path)()
 
 
 def _get_ready(path: str, work: Work, first: Job) -> None:
     """As above."""
     with contextlib.suppress(Exception):
-        _function(path)(work.composed(first))
+        _function("get_ready", path)(work.composed(first))
 
 
-def _function(path: str) -> Callable[..., object]:
+def _function(key: str, path: str) -> Callable[..., object]:
+    """That there is no such function, no job will say."""
     module, _, name = path.rpartition(".")
-    found: Callable[..., object] = getattr(importlib.import_module(module), name)
+    try:
+        found: Callable[..., object] = getattr(importlib.import_module(module), name)
+    except Exception as error:
+        why = "a worker cannot import the script" if module == "__main__" else in_words(error)
+        print(f"hydra.launcher.{key}={path} is not called: {why}", file=sys.stderr)
+        raise
     return found
 
 
@@ -232,21 +240,41 @@ class Pipe:
         return make
 
 
+def _ignore(number: int, frame: FrameType | None) -> None:
+    pass
+
+
 def _stop(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
 def _end_with_parent(pid: int) -> None:
-    """A job in the middle of its work does not look at the pipe: this thread does it for it."""
+    """A job in the middle of its work does not look at the pipe: this thread does it for it.
+
+    What jobs have started ends, too: the launcher would see to that, and is no longer there.
+    """
     while os.getppid() == pid:
         time.sleep(0.5)
+    _signal_started(signal.SIGKILL)
     os._exit(1)
 
 
 def _leave() -> None:
-    """End at once: taking large libraries apart takes Python up to a second."""
-    logging.shutdown()
+    """End at once: taking large libraries apart takes Python up to a second.
+
+    What has registered itself for the end (`atexit`) is called.
+    """
+    atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
+    # The launcher kills what is left, unless it was killed itself.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _signal_started(signal.SIGTERM)
     os._exit(0)
+
+
+def _signal_started(number: int) -> None:
+    """To all processes of our session: `Process` has begun it."""
+    with contextlib.suppress(OSError):
+        os.killpg(os.getpid(), number)

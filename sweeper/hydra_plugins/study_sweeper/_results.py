@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 # While the search goes on; the study itself has each trial at once.
 EVERY_S = 1.0
+REST = 20.0  # so many times as long as it took is then left to the search: thousands take a while
 SEARCH = "search.json"
 RESULTS = "optimization_results.yaml"
 EXPERIMENT = Path("experiment", "best.yaml")
@@ -140,7 +141,7 @@ class Results:
         self._storage, self._names, self._n_trials = storage, names, n_trials
         self._sampler, self._is_group, self._bookkeeping = sampler, is_group, bookkeeping
         self._choices = choices
-        self._written_at = float("-inf")
+        self._due_at = float("-inf")
 
     def write(
         self, stopped: str | None = None, *, is_last: bool = False, is_due: bool = False
@@ -152,10 +153,10 @@ class Results:
             is_last: whether the search is over: then the best point is written down as well.
             is_due: whatever the time of the last one.
         """
-        is_soon = time.monotonic() - self._written_at < EVERY_S
-        if is_soon and not (is_last or is_due):
+        began = time.monotonic()
+        if began < self._due_at and not (is_last or is_due):
             return []
-        self._written_at = time.monotonic()
+        self._due_at = began + EVERY_S
         best = best_of(self._study)
         is_one = len(best) > 0 and len(self._names) == 1
         values = {
@@ -179,6 +180,8 @@ class Results:
             "best_experiment": str(EXPERIMENT) if is_one and is_last else None,
         }
         write_whole(self._folder / SEARCH, json.dumps(values, indent=1, ensure_ascii=False))
+        now = time.monotonic()
+        self._due_at = max(self._due_at, now + REST * (now - began))
         if is_last and best:
             self._write_best(best)
         return best
@@ -190,10 +193,13 @@ class Results:
             program = ["python", "-m", typed.parent.name]
         else:
             program = ["python", sys.argv[0]] if typed.suffix == ".py" else [typed.name]
-        point = self._space.overrides(self._point(trial))
+        return [*program, *self._overrides(trial)]
+
+    def _overrides(self, trial: FrozenTrial) -> list[str]:
+        """What sets the point of a trial, and what was fixed with it."""
         left_out = {"hydra", *self._bookkeeping}
         fixed = [one for one in self._space.fixed if section(one) not in left_out]
-        return [*program, *fixed, *point]
+        return [*fixed, *self._space.overrides(self._point(trial))]
 
     def _write_best(self, best: Sequence[FrozenTrial]) -> None:
         if len(self._names) == 1:
@@ -215,10 +221,12 @@ class Results:
         config: Any = OmegaConf.create()
         groups: list[Any] = []
         group = EXPERIMENT.parent.name
-        for line in self.command(trial)[1:]:
-            key, is_set, text = line.lstrip("+").partition("=")
-            if not is_set or line.startswith("~"):
+        overrides = self._overrides(trial)
+        deleted = [line for line in overrides if line.startswith("~")]
+        for line in overrides:
+            if line in deleted:
                 continue
+            key, _, text = line.lstrip("+").partition("=")
             value = as_read(text)
             name = value if value is None or isinstance(value, list) else text
             if key == group:  # this file stands in for another one of its group
@@ -228,15 +236,17 @@ class Results:
             else:
                 OmegaConf.update(config, key, value, force_add=True)
         shown = ", ".join(f"{v:.5g}" for v in trial.values or ())
+        num_trials = sum(map(counts, self._study.get_trials(deepcopy=False)))
         lines = [
             "# @package _global_",
             "#",
-            f"# The best of {len(self._study.trials)} trials (trial {trial.number}): "
-            f"{self._names[0]} {shown}.",
+            f"# The best of {num_trials} trials (trial {trial.number}): {self._names[0]} {shown}.",
             "#",
             f"#   --config-dir {shlex.quote(str(self._folder))} "
             f"{'' if group in self._choices else '+'}{group}={EXPERIMENT.stem}",
         ]
+        if deleted:
+            lines += ["#", f"# No file can say this, give it as well: {shlex.join(deleted)}"]
         # What overrides stands last in a list of defaults.
         groups.sort(key=lambda one: isinstance(one, dict) and str(*one).startswith("override"))
         parts = [OmegaConf.to_yaml(OmegaConf.create({"defaults": groups}))] if groups else []

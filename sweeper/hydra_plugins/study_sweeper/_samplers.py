@@ -13,7 +13,7 @@ from hydra_plugins.study_sweeper._errors import BadSearch
 
 
 class Grid(optuna.samplers.RandomSampler):
-    """Every point of the space is put into the queue in the beginning: there is none to propose.
+    """Every point of the space is asked for in turn: there is none to propose.
 
     Optuna's own GridSampler works with `Study.optimize` alone.
     """
@@ -49,12 +49,14 @@ def auto(**options: Any) -> optuna.samplers.BaseSampler:
     return sampler
 
 
-def sampler(config: DictConfig, *, num_trials: int, is_conditional: bool) -> Any:
+def sampler(config: DictConfig | None, *, num_trials: int, is_conditional: bool) -> Any:
     """The sampler, for a study that has so many trials already.
 
     A sampler that begins again with the same seed would propose again what it proposed then. Points
     of a quasi-random sequence are numbered in the study: there the seed must stay.
     """
+    if config is None:
+        raise BadSearch("hydra.sweeper.sampler=null: name one: hydra/sweeper/sampler=tpe.")
     options = _set(config)
     target = str(options["_target_"])
     if is_grid(config):
@@ -69,8 +71,9 @@ def sampler(config: DictConfig, *, num_trials: int, is_conditional: bool) -> Any
     return _built(options, "sampler")
 
 
-def pruner(config: DictConfig) -> Any:
-    return _built(_set(config), "pruner")
+def pruner(config: DictConfig | None) -> Any:
+    """The pruner; null: none."""
+    return optuna.pruners.NopPruner() if config is None else _built(_set(config), "pruner")
 
 
 def _set(config: DictConfig) -> dict[str, Any]:

@@ -80,6 +80,7 @@ class Param:
 
 
 Point = dict[str, Value]
+Identity = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ class Space:
         return found
 
 
-def identity(point: Mapping[str, Value]) -> tuple[tuple[str, str], ...]:
+def identity(point: Mapping[str, Value]) -> Identity:
     """Equal for equal points."""
     return tuple(sorted((name, written(value)) for name, value in point.items()))
 
@@ -293,7 +294,13 @@ def _conditions(
                 never.add(name)
             elif other in known and other != name:
                 _check_choices(known[other], wanted, where)
-                found.setdefault(name, {})[other] = wanted
+                when = found.setdefault(name, {})
+                when[other] = wanted & when.get(other, wanted)
+                if not when[other]:
+                    raise BadSearch(
+                        f"{where}: no {other} is all of these at once. One of several is "
+                        f"{other}=a,b, in one line."
+                    )
             elif other not in fixed:
                 raise _no_condition(text, where, known)
     while more := {name for name, when in found.items() if never & set(when)} - never:

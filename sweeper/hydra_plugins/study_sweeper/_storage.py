@@ -216,7 +216,8 @@ def _opened(storage: "str | DictConfig", path: Path | None) -> BaseStorage:
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend
 
-        assert path is not None
+        if path is None:
+            raise ValueError("a journal is journal:///and its path, with three slashes")
         path.parent.mkdir(parents=True, exist_ok=True)
         _check_is_journal(path)
         return JournalStorage(JournalFileBackend(str(path)))

@@ -25,7 +25,7 @@ from hydra_plugins.study_sweeper._claims import set_back, take
 from hydra_plugins.study_sweeper._errors import BadSearch
 from hydra_plugins.study_sweeper._presence import Presence
 from hydra_plugins.study_sweeper._report import trial_of
-from hydra_plugins.study_sweeper._space import Point, Space, identity
+from hydra_plugins.study_sweeper._space import Identity, Point, Space, identity
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,8 @@ LOOK_S = 1.0
 MAX_REPEATED = 100
 
 # Attributes of the study.
-_SPACE, _FIXED, _OBJECTIVES, _RESTORING = "space", "fixed", "objectives", "restoring"
+_SPACE, _FIXED, _OBJECTIVES, _JOBS = "space", "fixed", "objectives", "jobs"
+_RESTORING = "restoring"
 
 
 def created(
@@ -87,16 +88,22 @@ def created(
 
 
 def check_same(
-    study: optuna.Study, space: Space, bookkeeping: Sequence[str] = (), names: Sequence[str] = ()
+    study: optuna.Study,
+    space: Space,
+    bookkeeping: Sequence[str] = (),
+    names: Sequence[str] = (),
+    jobs: str = "",
 ) -> None:
     """That a study can go on with a space, and note it in there.
 
     Args:
         bookkeeping: sections of the configuration that say where or how fast, and may change.
         names: of the objectives, where they were given.
+        jobs: of each trial, as `jobs_of` has them. By them jobs have their numbers, too.
 
     Raises:
-        BadSearch: its trials were of other settings or objectives, or its choices were others.
+        BadSearch: its trials were of other settings or objectives, or had other jobs, or its
+            choices were others.
     """
     known = {key: from_json(text) for key, text in study.user_attrs.get(_SPACE, {}).items()}
     for param in space.params:
@@ -125,10 +132,23 @@ def check_same(
             f"{', '.join(had)}; now {', '.join(names)}. "
             "Name another study: hydra.sweeper.study_name=..., or another sweep."
         )
+    had_jobs = study.user_attrs.get(_JOBS) or jobs
+    if had_jobs != jobs and study.get_trials(deepcopy=False):
+        raise BadSearch(
+            f"The study {study.study_name} holds trials with hydra.sweeper.{had_jobs}; now "
+            f"hydra.sweeper.{jobs}. "
+            "Name another study: hydra.sweeper.study_name=..., or another sweep."
+        )
     texts = {p.name: distribution_to_json(p.distribution) for p in space.params}
     study.set_user_attr(_SPACE, texts)
     study.set_user_attr(_FIXED, now)
     study.set_user_attr(_OBJECTIVES, list(names) or had)
+    study.set_user_attr(_JOBS, jobs)
+
+
+def jobs_of(replicates: int, key: str) -> str:
+    """By which jobs a trial is judged."""
+    return f"replicates={replicates}" + (f" and replicate_key={key}" if replicates > 1 else "")
 
 
 def fixed_of(study: optuna.Study) -> list[str]:
@@ -157,6 +177,8 @@ class Trials:
 
     Args:
         total: `n_trials`; None: no limit.
+        grid: points that are asked for in their order, before a sampler is. In the queue of the
+            study a thousand of them would be read anew with each look at it.
     """
 
     def __init__(
@@ -167,12 +189,15 @@ class Trials:
         total: int | None,
         seed: int | None,
         custom: Any = None,
+        grid: Sequence[Point] = (),
     ) -> None:
         self._study, self._space, self._presence = study, space, presence
         self._total, self._seed, self._custom = total, seed, custom
         points = None if custom is not None else space.points()
         # Every point of a finite space, by its identity.
         self._every = None if points is None else {identity(point): point for point in points}
+        self._grid = {identity(point): point for point in grid}
+        self._ended: dict[int, Identity] = {}  # their points, by number: these do not change
         # Numbers of trials that were asked for here and have not ended. One that is none of them,
         # though it has this driver's name, was asked for when the storage failed.
         self._out: set[int] = set()
@@ -186,7 +211,7 @@ class Trials:
         """Whether every point of a finite space has been taken, and none waits."""
         if self._every is None or any(trial.state == TrialState.WAITING for trial in trials):
             return False
-        return set(self._every) <= self._taken(trials)
+        return self._every.keys() <= self._taken(trials)
 
     @property
     def num_points(self) -> int | None:
@@ -218,7 +243,7 @@ class Trials:
                 raise
             if self._every is None and self._num_repeated() > MAX_REPEATED:
                 return None
-            left = self._left(others)
+            left = [] if self._grid else self._left(others)
             if left:
                 chosen = random.Random(f"{self._seed} {trial.number}").choice(left)
                 self._study.enqueue_trial(chosen)
@@ -286,7 +311,7 @@ class Trials:
     # --- inside ------------------------------------------------------------------------------
 
     def _next(self) -> Trial:
-        """A trial of this driver, without a point unless it had waited.
+        """A trial of this driver, without a point unless it had waited, or they have an order.
 
         As `Study.ask`, but that nobody else can be given the same one, nor find it without a name.
         """
@@ -295,8 +320,19 @@ class Trials:
         for one in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
             if take(study._storage, one._trial_id, own):
                 return Trial(study, one._trial_id)
-        begun = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs=own)
+        point = self._next_of_grid()
+        given = {} if point is None else {"fixed_params": point}
+        begun = optuna.trial.create_trial(
+            state=TrialState.RUNNING, user_attrs=own, system_attrs=given
+        )
         return Trial(study, study._storage.create_new_trial(study._study_id, begun))
+
+    def _next_of_grid(self) -> Point | None:
+        if not self._grid:
+            return None
+        known = self._space.by_name  # a function of the application may have suggested more
+        taken = {tuple(one for one in key if one[0] in known) for key in self._taken(self.all)}
+        return next((point for key, point in self._grid.items() if key not in taken), None)
 
     def _others(self, trial: Trial) -> list[FrozenTrial]:
         return [one for one in self.all if one.number != trial.number and counts(one)]
@@ -347,8 +383,7 @@ class Trials:
         own = identity(point)
         for other in others:
             is_first = other.state.is_finished() or other.number < trial.number
-            params = self._space.of_trial(params_of(other))
-            if is_first and params and identity(params) == own:
+            if is_first and own and self._identity(other) == own:
                 return other
         return None
 
@@ -383,9 +418,17 @@ class Trials:
         taken = self._taken(trials)
         return [point for key, point in self._every.items() if key not in taken]
 
-    def _taken(self, trials: Sequence[FrozenTrial]) -> set[tuple[tuple[str, str], ...]]:
-        counted = filter(counts, trials)
-        return {identity(self._space.of_trial(params_of(trial))) for trial in counted}
+    def _taken(self, trials: Sequence[FrozenTrial]) -> set[Identity]:
+        return {self._identity(trial) for trial in filter(counts, trials)}
+
+    def _identity(self, trial: FrozenTrial) -> Identity:
+        """Of its point. Of all trials it is asked for with each new one."""
+        found = self._ended.get(trial.number)
+        if found is None:
+            found = identity(self._space.of_trial(params_of(trial)))
+            if trial.state.is_finished():
+                self._ended[trial.number] = found
+        return found
 
 
 def counts(trial: FrozenTrial) -> bool:
@@ -410,14 +453,14 @@ def _age_s(trial: FrozenTrial) -> float:
 
 def enqueue(study: optuna.Study, points: Sequence[Mapping[str, Any]]) -> int:
     """Put points into the queue that no trial has yet; how many."""
-    known = [
+    known = {
         identity(trial.system_attrs.get("fixed_params") or trial.params)
         for trial in study.get_trials(deepcopy=False)
-    ]
+    }
     count = 0
     for point in points:
         if identity(point) not in known:
-            known.append(identity(point))
+            known.add(identity(point))
             study.enqueue_trial(dict(point))
             count += 1
     return count

@@ -31,6 +31,7 @@ from hydra_plugins.study_sweeper._space import Space
 log = logging.getLogger(__name__)
 
 _DIRECTIONS = ("minimize", "maximize")
+_WILCOXON = "WilcoxonPruner"
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ def _directions(settings: DictConfig) -> list[str]:
 
 
 def _given_names(settings: DictConfig) -> list[str]:
-    return [str(name) for name in settings.get("objectives") or ()]
+    asked = settings.get("objectives") or ()
+    return [asked] if isinstance(asked, str) else [str(name) for name in asked]
 
 
 def _numbered(count: int) -> list[str]:
@@ -137,8 +139,8 @@ def run(
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     folder = Path(str(config.hydra.sweep.dir)).absolute()
     points = _points.points(settings.get("enqueue"), space)
-    if _samplers.is_grid(settings.sampler):
-        points += _grid(space, asked.budget.n_trials)
+    is_grid = _samplers.is_grid(settings.sampler)
+    grid = _grid(space, asked.budget.n_trials) if is_grid else []
     address = _storage.address(settings.get("storage"), folder)
     name = _report.study_name(config.hydra)
     if settings.get("dry_run"):
@@ -154,9 +156,10 @@ def run(
     try:
         with _storage.explained(address):
             bookkeeping = settings.get("bookkeeping") or ()
-            _study.check_same(study, space, bookkeeping, _given_names(settings))
+            jobs = _study.jobs_of(settings.get("replicates") or 1, settings.replicate_key)
+            _study.check_same(study, space, bookkeeping, _given_names(settings), jobs)
             presence = Presence(study)
-            search = _prepared(asked, space, custom, study, is_new, folder, points, presence)
+            search = _prepared(asked, space, custom, study, is_new, folder, points, grid, presence)
         results = _results.Results(
             folder, study, space, storage=_storage.in_words(address), names=asked.names,
             n_trials=asked.budget.n_trials, sampler=_name(study.sampler), is_group=is_group,
@@ -214,6 +217,7 @@ def _prepared(
     is_new: bool,
     folder: Path,
     points: Sequence[Any],
+    grid: Sequence[Any],
     presence: Presence,
 ) -> Search:
     settings, budget = asked.settings, asked.budget
@@ -227,7 +231,7 @@ def _prepared(
     if num_queued:
         log.info("%d points to begin with", num_queued)
     seed = settings.sampler.get("seed")
-    trials = _study.Trials(study, space, presence, budget.n_trials, seed, custom)
+    trials = _study.Trials(study, space, presence, budget.n_trials, seed, custom, grid)
     waiting = trials.reclaim()
     if waiting:
         log.info("trials %s had not ended: they are run again", ", ".join(map(str, waiting)))
@@ -238,10 +242,17 @@ def _prepared(
     )
     if not is_new:
         _say_state(trials, budget)
+    replicates, is_wilcoxon = settings.get("replicates") or 1, _name(study.pruner) == _WILCOXON
+    if is_wilcoxon and (replicates == 1 or len(study.directions) > 1):
+        log.warning(
+            "The pruner wilcoxon compares the jobs that a trial has for several seeds, by one "
+            "objective: with hydra.sweeper.replicates=%d and %d objectives it prunes nothing.",
+            replicates, len(study.directions),
+        )  # fmt: skip
     return Search(
         study, trials, space, budget, together=settings.get("together") or 1,
-        replicates=settings.get("replicates") or 1, replicate_key=settings.replicate_key,
-        in_turn=_name(study.pruner) == "WilcoxonPruner" and len(study.directions) == 1,
+        replicates=replicates, replicate_key=settings.replicate_key,
+        in_turn=is_wilcoxon and len(study.directions) == 1,
         presence=presence, sweep_dir=folder,
         names=_given_names(settings),
     )  # fmt: skip
@@ -292,7 +303,7 @@ def _grid(space: Space, n_trials: int | None) -> list[Any]:
             "The grid has %d points, hydra.sweeper.n_trials is %d: the first %d are run.",
             len(found), n_trials, n_trials,
         )  # fmt: skip
-    return found if n_trials is None else found[:n_trials]
+    return found
 
 
 def _say_what(asked: Asked, space: Space, points: Sequence[Any], address: Any, name: str) -> None:
@@ -315,12 +326,18 @@ def _say_what(asked: Asked, space: Space, points: Sequence[Any], address: Any, n
 
 
 def _state_of(address: Any, name: str) -> str:
+    """
+    Raises:
+        BadSearch: the storage cannot be used.
+    """
     try:
-        storage = _storage.opened(address, is_new_allowed=False)
-        study = optuna.load_study(study_name=name, storage=storage)
-    except (FileNotFoundError, KeyError, BadSearch):
+        with _storage.explained(address):
+            storage = _storage.opened(address, is_new_allowed=False)
+            study = optuna.load_study(study_name=name, storage=storage)
+            trials = study.get_trials(deepcopy=False)
+    except (FileNotFoundError, KeyError):
         return "not begun"
-    states = [trial.state.name.lower() for trial in study.get_trials(deepcopy=False)]
+    states = [trial.state.name.lower() for trial in trials]
     kinds = sorted(set(states))
     return ", ".join(f"{states.count(kind)} {kind}" for kind in kinds) or "no trial yet"
 
@@ -370,5 +387,5 @@ def _name(thing: Any) -> str:
     return type(thing).__name__
 
 
-def _short(config: DictConfig) -> str:
-    return str(config.get("_target_", "")).rpartition(".")[2]
+def _short(config: DictConfig | None) -> str:
+    return "none" if config is None else str(config.get("_target_", "")).rpartition(".")[2]

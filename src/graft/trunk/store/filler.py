@@ -115,8 +115,10 @@ class Filler:
     def _flush(self, data: int) -> None:
         """Let the disk begin: what `finish` waits for is less."""
         try:
-            os.fsync(data)
-            os.close(data)  # some file systems only say here what is wrong
+            try:
+                os.fsync(data)
+            finally:
+                os.close(data)  # some file systems only say here what is wrong
         except OSError as error:
             # The system says this once: `finish` would not hear of it.
             with self._writing():

@@ -123,6 +123,13 @@ def remove_damaged(folder: int, key: str, damaged: Damaged) -> bool:
         files.give_back(folder, key + LOCK, held)
 
 
+def remove_gone(folder: int) -> None:
+    """What was being removed when its process was killed."""
+    for name in os.listdir(folder):
+        if re.fullmatch(rf"{KEY}({re.escape(PART)})?\.[0-9a-f]{{8}}\.gone", name):
+            shutil.rmtree(name, ignore_errors=True, dir_fd=folder)
+
+
 def remove_leftovers(folder: int, but: str) -> None:
     """What killed processes left: old half-built entries, half-removed ones, locks of nothing.
 
@@ -133,9 +140,8 @@ def remove_leftovers(folder: int, but: str) -> None:
         if is_old and not entry.is_complete and entry.key != but:
             with suppress(OSError):
                 remove(folder, entry.key, (PART,))
+    remove_gone(folder)
     for name in os.listdir(folder):
-        if re.fullmatch(rf"{KEY}({re.escape(PART)})?\.[0-9a-f]{{8}}\.gone", name):
-            shutil.rmtree(name, ignore_errors=True, dir_fd=folder)
         if re.fullmatch(KEY + re.escape(LOCK), name) and name != but + LOCK:
             with suppress(OSError):
                 held = files.take(folder, name)

@@ -19,7 +19,8 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from graft.trunk.store.listing import (
     listed,
     remove,
     remove_damaged,
+    remove_gone,
     remove_leftovers,
 )
 
@@ -143,6 +145,15 @@ class Store:
             except FileNotFoundError:
                 return True
 
+    def remove_gone(self) -> None:
+        """What is left of entries whose removal was interrupted: nobody sees them any more.
+
+        Raises:
+            CacheError: the folder cannot be read.
+        """
+        with self._surfacing(), suppress(FileNotFoundError), self._opened() as folder:
+            remove_gone(folder)
+
     def size(self) -> int:
         """Bytes of all entries, half-built ones as if they were complete."""
         return sum(entry.num_bytes for entry in self.entries())
@@ -216,28 +227,44 @@ class Store:
 
     def _make_room(self, folder: int, plan: Plan) -> None:
         """Remove what was not used for longest, until the plan fits; nothing if it cannot."""
-        while (excess := max(self._excess(folder, plan)))[0] > 0:
-            idle = [e for e in listed(folder) if not e.in_use and e.key != plan.key]
-            room = sum(entry.num_bytes for entry in idle)
-            if excess[0] > room or not any(remove(folder, entry.key) for entry in reversed(idle)):
+        while lacking := [one for one in self._bounds(folder, plan) if one.excess > 0]:
+            worst = max(lacking, key=lambda one: one.excess - one.idle)
+            idle = reversed(_idle(listed(folder), plan))
+            if worst.excess > worst.idle or not any(remove(folder, e.key) for e in idle):
                 raise NoRoom(
                     f"The cache {self.folder} has no room for {plan.num_bytes:,} bytes: "
-                    f"{excess[1]}, and what is not in use takes {room:,}."
+                    f"{worst.why}, and what is not in use takes {worst.idle:,}."
                 )
 
-    def _excess(self, folder: int, plan: Plan) -> list[tuple[int, str]]:
-        """Bytes that are too many, for the disk and for the limit; and what that is."""
+    def _bounds(self, folder: int, plan: Plan) -> "list[_Bound]":
+        """The disk, and the limit, if there is one."""
         there = listed(folder)
-        others = [entry for entry in there if entry.key != plan.key]
+        others, idle = [e for e in there if e.key != plan.key], _idle(there, plan)
         own = [e.num_missing for e in there if e.key == plan.key and not e.is_complete]
         # What others have begun is theirs, though its bytes are not on the disk yet.
         promised = sum(e.num_missing for e in others if e.in_use and not e.is_complete)
         free = shutil.disk_usage(folder).free - promised
         reserve = max(plan.num_bytes // 20, RESERVE_BYTES)
         short = (own[0] if own else plan.num_bytes) + reserve - free
-        found = [(short, f"the disk has {free:,} left, of which {reserve:,} stay free")]
+        on_disk = sum(e.num_bytes - e.num_missing for e in idle)
+        why = f"the disk has {free:,} left, of which {reserve:,} stay free"
+        found = [_Bound(short, on_disk, why)]
         if self.limit_bytes is not None:
-            taken = sum(entry.num_bytes for entry in others)
+            taken = sum(e.num_bytes for e in others)
             over = taken + plan.num_bytes - self.limit_bytes
-            found.append((over, f"{taken:,} of its limit of {self.limit_bytes:,} are taken"))
+            why = f"{taken:,} of its limit of {self.limit_bytes:,} are taken"
+            found.append(_Bound(over, sum(e.num_bytes for e in idle), why))
         return found
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """What an entry must fit in: bytes that are too many, what idle entries take, and words."""
+
+    excess: int
+    idle: int
+    why: str
+
+
+def _idle(there: list[Listed], plan: Plan) -> list[Listed]:
+    return [entry for entry in there if not entry.in_use and entry.key != plan.key]
