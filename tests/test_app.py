@@ -187,6 +187,12 @@ def test_a_run_that_diverges_ends_alone_and_the_exit_code_tells(
     ("arguments", "words"),
     [
         (["optimizer.lrr=1"], "Did you mean optimizer.lr?"),
+        (["strategy.depth=2"], "strategy.depth belongs to strategy=fine_tune. Choose that"),
+        (["dataset.root=x"], "belongs to dataset=celeba and dataset=image_folder. Choose one"),
+        (["-m", "optimizer.lr=1e-3,", "1e-4"], "optimizer.lr=1e-3, ends with a comma"),
+        (["dataset.root=My", "pictures"], "pictures is not key=value"),
+        (["dataset.root=Süßes"], "dataset.root=Süßes cannot be read"),
+        (["dataset=pictures"], "Options: celeba, csv, emoji, image_folder."),
         (["strategy=fine_tun"], "Did you mean fine_tune?"),
         (["stratgy=full"], "stratgy"),
         (["hydra/launcher=sluts"], "hydra/launcher=sluts is not an option"),

@@ -138,6 +138,13 @@ def test_a_damaged_configuration_is_an_error_that_names_it(tmp_path: Path, conte
         _ = read_run(tmp_path).config
 
 
+def test_who_names_a_sweep_instead_of_a_run_is_told_a_run(tmp_path: Path) -> None:
+    (tmp_path / "a=1").mkdir()
+    write_json(tmp_path / "a=1" / RUN, {"status": "completed"})
+    with pytest.raises(RecordError, match=r"holds no run.*such as .*a=1"):
+        read_run(tmp_path)
+
+
 def test_a_record_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     write_json(tmp_path / RUN, {"format": 99, "status": "completed"})
     with pytest.raises(RecordError, match="newer version"):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from graft.errors import RecordError
 from graft.record import EPOCHS, RUN, SWEEP, RunFolder
 from graft.status.__main__ import main
 from graft.status.show import table
@@ -41,6 +42,11 @@ def test_a_run_that_lacks_an_axis_has_an_empty_place() -> None:
 def test_runs_without_axes_are_named() -> None:
     _, row = shown(RunState("run", {}, "running", epoch=3, epochs=10, best=0.5))
     assert row == ["run", "running", "3/10", "0.5000"]
+
+
+def test_a_folder_that_is_not_there_is_said_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match=r"is not there.*graft-sweep list"):
+        sweep_state(tmp_path / "demo")
 
 
 def test_damaged_metrics_cost_only_what_they_say(tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ import importlib
 import logging
 import math
 import os
-import re
 import shlex
 import signal
 import sys
@@ -34,7 +33,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -42,8 +41,9 @@ from omegaconf.errors import OmegaConfBaseException
 from graft import composed, naming, tracking
 from graft import progress as shown
 from graft.collector import importing
-from graft.config import RunConfig, from_dict, keys, nearest
+from graft.config import RunConfig, from_dict
 from graft.errors import BadRequest, ConfigError, GraftError, Pruned
+from graft.refusals import in_words
 from hydra_plugins.gpu_launcher import progress
 from hydra_plugins.gpu_launcher.ends import NoResult, TimedOut, Untold
 from hydra_plugins.gpu_launcher.plan import Plan, slot_names
@@ -476,38 +476,9 @@ def _explain(error: Exception) -> int:
     """Say what is wrong in a few lines; 2 for a bad request, 1 for a run that failed."""
     if isinstance(error, GraftError) and not isinstance(error, BadRequest):
         return 1  # the run has said so itself
-    for line in _words(error):
+    for line in in_words(error, Path(conf_dir())):
         print(line, file=sys.stderr)
     return 2
-
-
-def _words(error: Exception) -> list[str]:
-    """What Hydra or we say, without what only a developer of Hydra can use."""
-    text = str(error)
-    if isinstance(error, OverrideParseException):
-        which = "" if error.override in text else f"{error.override}: "
-        text = (
-            f"{which}{text}\nA value with brackets, quotes, =, & or the like needs quotes within "
-            "quotes: 'key=\"my (1).csv\"'."
-        )
-    unknown = re.search(r"Could not override '([^']+)'", text)
-    if unknown:
-        key = unknown.group(1)
-        return [
-            f"graft: {key} is not a key of the configuration.{nearest(key, keys())} "
-            "`graft --cfg job` lists them all."
-        ]
-    missing = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
-    if missing:
-        group, option = missing.groups()
-        there = re.findall(r"^\t(?!provider)(\S+)$", text, flags=re.MULTILINE)
-        return [
-            f"graft: {group}={option} is not an option.{nearest(option, there)} "
-            f"Options: {', '.join(there)}."
-        ]
-    lines = [line for line in text.splitlines() if line.strip()]
-    kept = [line for line in lines if not re.match(r"\s+(full_key|object_type)|See https", line)]
-    return [f"graft: {kept[0]}" if kept else f"graft: {error!r}", *kept[1:40]]
 
 
 def _print_version() -> int:

@@ -289,7 +289,9 @@ def read_run(path: Path) -> Record:
     if isinstance(number, int) and number > FORMAT:
         raise RecordError(f"{path / RUN} was written by a newer version of Graft.")
     if not isinstance(number, int) or known.get("status") not in STATUSES:
-        raise RecordError(f"{path} holds no run: {RUN} is missing or damaged.")
+        inside = sorted(found.parent.name for found in path.glob(f"*/{RUN}"))
+        hint = f" It has runs inside, such as {path / inside[0]}." if inside else ""
+        raise RecordError(f"{path} holds no run: {RUN} is missing or damaged.{hint}")
     return Record(path, known)
 
 

@@ -31,6 +31,7 @@ def test_runs_stand_as_asked_with_the_winner_marked(
     ]  # fmt: skip
     assert "fine_tune, lr=1e30: diverged: train_loss became nan in epoch 3" in shown
     assert "fine_tune, lr=1e-3 wins on validation" in shown
+    assert "  Against the runner-up, " in shown
     assert "\x1b" not in shown
 
 

@@ -79,7 +79,7 @@ def test_without_a_server_training_starts_at_once_and_later_all_is_sent(
     assert sweep.finish(records, None, None) is None
     assert open_s < 5 and train_s < 5
     (warning,) = warnings_of()
-    assert "Connection refused" in warning and "python -m graft.tracking" in warning
+    assert "Connection refused" in warning and "graft-sweep sync" in warning
     assert "send it later" in sweep.ui_lines()[0]
 
     shutil.copy(tables, tmp_path / "mlflow.db")

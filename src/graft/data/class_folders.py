@@ -156,7 +156,10 @@ def _problems(found: _Found, config: ImageFolderDataset) -> list[str]:
     if odd:
         said.append(f"{start}: file names that are not UTF-8: {listed(odd)}.")
     if not names:
-        said.append(f"{start} has no pictures in folders, one for each class.")
+        said.append(
+            f"{start} has no pictures in folders, one for each class, such as {config.root}/cats/"
+            "1.jpg. With labels in a table, use dataset=csv."
+        )
     elif found.empty and config.min_class == "error":
         said.append(
             f"{start}: folders without a picture: {listed(found.empty)}. Remove them, or "

@@ -41,7 +41,7 @@ def folder(value: str, key: str) -> Path:
             if next(entries, None) is None:
                 raise DataError(f"{key}={value} is empty.")
     except FileNotFoundError:
-        raise DataError(f"{key}={value} does not exist.") from None
+        raise DataError(f"{key}={value} does not exist: there is no {path}.") from None
     except OSError as error:
         raise DataError(f"{key}={value} cannot be read: {error.strerror}.") from None
     return path

@@ -11,7 +11,7 @@ from typing import Any
 from graft.errors import BadRequest, RecordError
 from graft.record import FIGURES, REPORT, RESULTS, write_whole
 from graft.report import search, search_figures, words
-from graft.report.page import Searched, page
+from graft.report.page import Searched, details, page
 from graft.report.ranking import Compared, compared
 from graft.report.results import write_csv
 
@@ -102,6 +102,8 @@ def print_table(compared: Compared) -> None:
             said = f"{names.named(str(row['run']))}: {row['status']}: {row['reason'] or ''}"
             console.print(Text(said.rstrip(": "), style=_STYLES.get(str(row["status"]), "red")))
     console.print(Text(str(answer)))
+    for detail in details(compared):
+        console.print(Text(f"  {detail}", style="dim"))
 
 
 def _shortened(

@@ -14,7 +14,7 @@ from graft.record import Record
 from graft.report import closer, comparison, figures, overview, search_words, words
 from graft.report.chart import Chart
 from graft.report.intervals import CLEAR, Estimate
-from graft.report.ranking import Compared, Ranking
+from graft.report.ranking import Compared
 from graft.report.search import Search
 from graft.report.sweep import Sweep, completed
 
@@ -77,13 +77,12 @@ def _context(compared: Compared) -> dict[str, Any]:
     names = words.Labels(sweep)
     lines = comparison.lines(sweep, rows, order, styles)
     metric = order[0].info["metric"] if order else None
-    seeds = comparison.over_seeds(sweep, rows, metric)
     return {
         "sweep": sweep,
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "tally": words.tally(sweep),
         "answer": words.answer(sweep, ranking),
-        "details": _details(sweep, ranking, seeds),
+        "details": details(compared),
         "problem": ranking.problem,
         "clear": CLEAR,
         "facts": overview.facts(sweep.records),
@@ -100,7 +99,7 @@ def _context(compared: Compared) -> dict[str, Any]:
         "legend": [(style, names.named(name)) for name, style in styles.items()],
         "num_grey": len(drawn) - len(styles),
         "grid": comparison.grid(sweep, rows, order[0].name if order else None),
-        "seeds": seeds,
+        "seeds": _seeds(compared),
         "against": ranking.on_val,
         "runner_up": ranking.runner_up,
         "on_test": ranking.on_test,
@@ -111,9 +110,16 @@ def _context(compared: Compared) -> dict[str, Any]:
     }
 
 
-def _details(sweep: Sweep, ranking: Ranking, seeds: Sequence[comparison.Choice]) -> list[str]:
-    """The sentences below the answer, with what only the whole page knows."""
-    details, order = words.details(sweep, ranking), ranking.order
+def _seeds(compared: Compared) -> list[comparison.Choice]:
+    order = compared.ranking.order
+    metric = order[0].info["metric"] if order else None
+    return comparison.over_seeds(compared.sweep, compared.rows, metric)
+
+
+def details(compared: Compared) -> list[str]:
+    """The sentences below the answer: how sure it is, and what it leaves open."""
+    found, order = words.details(compared.sweep, compared.ranking), compared.ranking.order
+    seeds = _seeds(compared)
     best = comparison.best_choice(seeds) if order else None
     if best is not None:
         metric, by = order[0].info["metric"], best.selected_by
@@ -130,15 +136,15 @@ def _details(sweep: Sweep, ranking: Ranking, seeds: Sequence[comparison.Choice])
                     f"{second.behind.count}."
                 )
                 break
-        details.insert(0, said)
+        found.insert(0, said)
     total = len(order[0].predictions.of("test").labels) if order else 0
     num_groups = overview.groups(order[0], "test") if order else None
     if num_groups and num_groups < total:
-        details.append(
+        found.append(
             f"The {total:,} test examples come from {num_groups:,} groups. Intervals and p take "
             "examples as independent: where those of a group are alike, they promise too much."
         )
-    return details
+    return found
 
 
 def _search(sweep: Sweep, searched: Searched | None) -> dict[str, Any] | None:

@@ -77,6 +77,11 @@ def sweep_state(folder: Path) -> SweepState:
     known = read_json(folder / SWEEP)
     if known is None and not list(folder.glob(f"*/{RUN}")):
         there = ", ".join(sorted(path.parent.name for path in folder.glob(f"*/{SWEEP}")))
+        if not folder.is_dir():
+            raise RecordError(
+                f"{folder} is not there. Give the folder of a sweep, such as outputs/demo; "
+                "`graft-sweep list` names them."
+            )
         hint = f" It has sweeps inside: {there}." if there else ""
         raise RecordError(f"{folder} holds no sweep: {SWEEP} is missing.{hint}")
     known = known or {}

@@ -396,4 +396,4 @@ def _metric(letters: Sequence[tuple[Letter, Record | None]]) -> str:
 
 
 def _sync_command(folder: Path) -> str:
-    return f"python -m graft.tracking {shlex.quote(str(folder))}"
+    return f"graft-sweep sync {shlex.quote(str(folder))}"
