@@ -1,5 +1,6 @@
 """Names of sweeps and runs: the same choice, the same name; safe in any path."""
 
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import yaml
 
 from graft.config import RunConfig
 from graft.identity import NOT_RESULT
-from graft.naming import MAX_LENGTH, is_bookkeeping, run_name, sweep_name
+from graft.naming import MAX_LENGTH, is_bookkeeping, option, run_name, sweep_name
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -55,3 +56,16 @@ def test_what_names_nothing_is_what_changes_no_result() -> None:
     assert {key for key in keys if is_bookkeeping(key)} == set(NOT_RESULT)
     search = yaml.safe_load((CONF / "hydra/sweeper/app/search.yaml").read_text())
     assert set(search["bookkeeping"]) == set(NOT_RESULT)
+
+
+def test_a_part_is_called_as_it_is_chosen() -> None:
+    """Or as another choice of the same kind: weighted is cross_entropy with weights."""
+    named: dict[str, set[str]] = {}
+    for file in CONF.glob("*/*.yaml"):
+        found = re.search(
+            r"^_target_: (graft\..+)$", file.read_text(encoding="utf-8"), re.MULTILINE
+        )
+        if found:
+            named.setdefault(found.group(1), set()).add(file.stem)
+    assert len(named) > 12
+    assert [target for target, names in named.items() if option(target) not in names] == []

@@ -72,4 +72,4 @@ def test_a_damaged_sweep_does_not_hide_the_others(
     assert main(["list", str(tmp_path)]) == 0
     damaged, other = capsys.readouterr().out.splitlines()
     assert damaged.endswith("a: sweep.json is damaged, and there are no runs")
-    assert other.endswith("b: 1 runs: 1 waiting")
+    assert other.endswith("b: 1 run: 1 waiting")

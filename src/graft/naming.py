@@ -44,6 +44,19 @@ def run_name(values: Mapping[str, Any]) -> str:
     return shorten(name if name == raw else f"{name}-{_digest(raw)}")
 
 
+# Options of a group that are not called what their class is.
+_OPTIONS = {"AdamW": "adamw", "RandomCrop": "crop", "NoAugmentation": "none"}
+
+
+def option(target: str) -> str:
+    """A part as it is chosen on the command line, by its `_target_`.
+
+    `graft.strategies.FineTune` -> `fine_tune`, `graft.config.EmojiDataset` -> `emoji`.
+    """
+    name = target.rpartition(".")[2].removesuffix("Dataset")
+    return _OPTIONS.get(name) or re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+
+
 def clean(text: str) -> str:
     """`text` with letters, digits and `=,.+-_@` only: safe in any path, shell or URL."""
     return re.sub(r"[^\w=,.+@-]", "_", text, flags=re.ASCII).lstrip(".-") or "_"

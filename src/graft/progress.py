@@ -162,6 +162,11 @@ class Counter(_Shown):
             )  # fmt: skip
 
 
+def counted(count: int, what: str) -> str:
+    """`1 run`, `1,000 runs`"""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def span(seconds: float) -> str:
     """A time in words: 40 s, 12 min, 3.5 h."""
     if seconds < 120:

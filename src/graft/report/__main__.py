@@ -41,12 +41,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(argv)
     try:
         found = write_report(asked.sweep)
-    except (BadRequest, OSError) as error:
+    except BadRequest as error:
         print(f"graft-report: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        said = f"{asked.sweep} cannot be read, or not be written: {error.strerror or error}."
+        print(f"graft-report: {said}", file=sys.stderr)
         return 2
     print_table(found)
     print(f"report:    {asked.sweep / REPORT}")
     print(f"results:   {asked.sweep / RESULTS}")
+    if found.ranking.order:
+        print(f"winner:    {found.ranking.order[0].path}")
     if asked.open:
         webbrowser.open((asked.sweep / REPORT).absolute().as_uri())
     return 0

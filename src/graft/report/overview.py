@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from graft.errors import RecordError
+from graft.naming import option
 from graft.record import ENVIRONMENT, Record, read_json
 from graft.report import words
 
@@ -109,7 +110,7 @@ def _config(record: Record) -> Mapping[str, Any] | None:
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield prefix + key, str(value.get("_target_", "")).rpartition(".")[2]
+            yield prefix + key, option(str(value.get("_target_", "")))
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value

@@ -36,8 +36,7 @@ class Answer:
 def answer(sweep: Sweep, ranking: Ranking) -> Answer:
     """The first sentence of the report."""
     if ranking.problem is not None:
-        problem = f"These runs cannot be ranked: {ranking.problem}. They stand side by side below."
-        return Answer("", problem)
+        return Answer("", f"These runs cannot be ranked: {ranking.problem}.")
     if not ranking.order:
         return Answer("", f"No run completed: {tally(sweep)}.")
     best = ranking.order[0]

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from graft.progress import counted
 from graft.report.search import Search
 from graft.status.state import RunState, SweepState
 
@@ -17,7 +18,7 @@ def summary(sweep: SweepState) -> str:
     """How many runs there are, and in which states."""
     counts = [(state, sweep.count(state)) for state in dict.fromkeys(r.state for r in sweep.runs)]
     said = ", ".join(f"{count} {state}" for state, count in counts)
-    return f"{len(sweep.runs)} runs: {said}" if said else "no runs"
+    return f"{counted(len(sweep.runs), 'run')}: {said}" if said else "no runs"
 
 
 def lines(sweep: SweepState) -> list[str]:

@@ -17,9 +17,10 @@ from graft.config import RunConfig, to_dict
 from graft.errors import ConfigError, RecordError
 from graft.identity import run_identity
 from graft.lock import Lock, Locked, held_by
+from graft.progress import counted
 from graft.record import LOCK, Record, read_json, read_run, read_runs, readable_runs, write_json
 from graft.report.__main__ import print_table, write_report
-from graft.report.ranking import compared
+from graft.report.ranking import Compared, compared
 from graft.settings import array_key, resolve, trunk_key
 from graft.sweep.asked import Asked, Value, finished, folder_of, value
 from graft.sweep.check import checked
@@ -146,12 +147,14 @@ class Driver:
         )
         if self._follower is not None:
             self._follower.look_last()  # figures are drawn, and sent, beside the report
-        rows, is_written = self._reported()
+        found, is_written = self._reported()
         if self._follower is not None:
             self._follower.stop()
         report, results = self.folder / record.REPORT, self.folder / record.RESULTS
         if is_written:
             _show(print, f"report:    {report}\nresults:   {results}")
+        if found.ranking.order:
+            _show(print, f"winner:    {found.ranking.order[0].path}")
         if not isinstance(self._tracking, Off):
             self._tracking.finish(read_runs(self.folder), report, results)
             titles = ("MLflow UI:", "  opens at")
@@ -160,10 +163,10 @@ class Driver:
         if is_interrupted:
             _show(print, "stopped: the same command goes on with what is not finished.")
         self._let_go()
-        return is_written and self._is_complete(rows)
+        return is_written and self._is_complete(found.rows)
 
-    def _reported(self) -> tuple[list[dict[str, object]], bool]:
-        """Write the report and show its table: its rows, and whether it could be written."""
+    def _reported(self) -> tuple[Compared, bool]:
+        """Write the report and show its table: what it says, and whether it could be written."""
         is_written = True
         try:
             found = write_report(self.folder)
@@ -171,7 +174,7 @@ class Driver:
             log.error("The report cannot be written: %s.", error.strerror or error)
             found, is_written = compared(self.folder), False
         _show(print_table, found)
-        return found.rows, is_written
+        return found, is_written
 
     def _let_go(self) -> None:
         self._lock.release()
@@ -260,7 +263,7 @@ def _say(
     elif done:
         log.info("All %d runs are finished already: nothing is trained.", len(asked))
     if left > 1:
-        log.info("%d runs in %d arrays", left, len(arrays))
+        log.info("%d runs in %s", left, counted(len(arrays), "array"))
 
 
 def _write_down(folder: Path, asked: Sequence[Asked], command: str) -> None:

@@ -20,7 +20,7 @@ from graft.fit.learner import Learner
 from graft.fit.loop import can_stack
 from graft.network import Network
 from graft.plan import gigabytes
-from graft.progress import span
+from graft.progress import counted, span
 from graft.supply import Forecast, as_input, forecast
 from graft.sweep.asked import Asked, finished, folder_of, value
 from graft.sweep.check import checked
@@ -66,8 +66,8 @@ def show(asked: Sequence[Asked], slots: Sequence[str]) -> None:
     arrays = arrays_of(resolved, done)
     where = f"{len(slots)} slots ({', '.join(slots)})" if len(slots) > 1 else "one slot"
     print(f"dry run of {folder_of(asked[0].config)}: nothing is started")
-    print(f"  {len(resolved)} runs, {len(done)} of them finished already")
-    print(f"  {len(resolved) - len(done)} to train, in {len(arrays)} arrays, on {where}")
+    print(f"  {counted(len(resolved), 'run')}, {len(done)} of them finished already")
+    print(f"  {len(resolved) - len(done)} to train, in {counted(len(arrays), 'array')}, on {where}")
     stored: set[str] = set()
     costs = []
     for number, array in enumerate(arrays, start=1):
@@ -87,7 +87,7 @@ def _say(number: int, runs: Sequence[Asked], cost: Cost) -> None:
     time_s = f", about {span(max(1.0, cost.trunk_s))}" if cost.trunk_s else ""
     print(f"    {cost.trunk.line()}{time_s}")
     epochs = max(run.config.epochs for run in runs)
-    print(f"    {epochs} epochs, about {span(max(1.0, cost.fit_s))}")
+    print(f"    {counted(epochs, 'epoch')}, about {span(max(1.0, cost.fit_s))}")
 
 
 def _sum_up(costs: Sequence[Cost], num_slots: int, output_dir: Path) -> None:

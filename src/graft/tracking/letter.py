@@ -16,6 +16,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from graft.naming import option
 from graft.record import Record, read_json, write_json
 from graft.tracking.client import Point, now_ms
 
@@ -212,7 +213,11 @@ def key_of(choices: Mapping[str, str]) -> str:
 
 def params_of(choices: Mapping[str, str], config: Mapping[str, Any]) -> dict[str, str]:
     """Parameters: what the sweep varies, as it was typed, and the settings that matter."""
-    found = {group: _kind(config[group]) for group in _GROUPS if group in config}
+    found = {
+        group: option(str(config[group].get("_target_", "")))
+        for group in _GROUPS
+        if group in config
+    }
     if "model" in config:
         found["model"] = str(config["model"]["name"])
     for key in _SETTINGS:
@@ -223,12 +228,6 @@ def params_of(choices: Mapping[str, str], config: Mapping[str, Any]) -> dict[str
             found[key] = number_or_text(str(value))
     found |= {key.lstrip("+~"): number_or_text(text) for key, text in choices.items()}
     return {name_of(key): shorten(value, MAX_PARAM) for key, value in found.items()}
-
-
-def _kind(part: Mapping[str, Any]) -> str:
-    """FineTune -> fine_tune, EmojiDataset -> emoji: as the group's options are typed."""
-    name = str(part.get("_target_", "")).rpartition(".")[2].removesuffix("Dataset")
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
 
 
 def metric_key(column: str) -> str:

@@ -5,6 +5,8 @@ import functools
 import logging
 import os
 import shlex
+import shutil
+import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -146,7 +148,7 @@ class SweepTracking:
             uri = shlex.quote(places.mask(self._line.uri))
             lines.append(
                 "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false "
-                f"mlflow ui --workers 1 --port 5000 --backend-store-uri {uri}"
+                f"{_mlflow()} ui --workers 1 --port 5000 --backend-store-uri {uri}"
             )
         return [*lines, self.link]
 
@@ -393,6 +395,12 @@ def _metric(letters: Sequence[tuple[Letter, Record | None]]) -> str:
     names = [str(record.info["metric"]) for _, record in letters if record and
              record.info.get("metric")]  # fmt: skip
     return names[0] if names else "val_accuracy"
+
+
+def _mlflow() -> str:
+    """The command, by its path where a shell would not find it: `.venv` need not be active."""
+    beside = Path(sys.executable).with_name("mlflow")
+    return "mlflow" if shutil.which("mlflow") or not beside.exists() else shlex.quote(str(beside))
 
 
 def _sync_command(folder: Path) -> str:
