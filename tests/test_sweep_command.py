@@ -120,6 +120,7 @@ def test_a_sweep_that_is_worked_on_is_seen_refused_and_stopped_in_order(
         process.send_signal(signal.SIGINT)
         out, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
+    assert "Stopping: jobs have 10 s to end in order." in error
     assert "stopped: the same command goes on with what is not finished." in out
     assert workers_of(process.pid) == []
     statuses = pd.read_csv(sweep / "results.csv").set_index("run")["status"]

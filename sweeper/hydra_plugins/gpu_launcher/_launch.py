@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 
 from hydra_plugins.gpu_launcher import _ahead
 from hydra_plugins.gpu_launcher._array import Array, arrange, title
+from hydra_plugins.gpu_launcher._child import GRACE_S
 from hydra_plugins.gpu_launcher._function import function
 from hydra_plugins.gpu_launcher._job import (
     MAX_LINES,
@@ -185,7 +186,15 @@ class _Launch:
             _ahead.drop()
             self._fill(feed)
             with self._view:
-                self._loop(feed)
+                try:
+                    self._loop(feed)
+                except KeyboardInterrupt:
+                    if executor.is_apart:  # the others have ended already
+                        log.warning(
+                            "Stopping: jobs have %.0f s to end in order. Ctrl-C again kills them.",
+                            GRACE_S,
+                        )
+                    raise
 
     def _loop(self, feed: Feed) -> None:
         with closing(self._executor.run(self._queue)) as ended:
