@@ -88,6 +88,7 @@ def _searched(sweep: Path) -> Searched | None:
 def print_table(compared: Compared) -> None:
     """The runs, as asked, in the terminal; then why some did not complete, and who wins."""
     from rich.console import Console
+    from rich.padding import Padding
     from rich.text import Text
 
     console = Console(highlight=False)
@@ -109,7 +110,7 @@ def print_table(compared: Compared) -> None:
             console.print(Text(said.rstrip(": "), style=_STYLES.get(str(row["status"]), "red")))
     console.print(Text(str(answer)))
     for detail in details(compared):
-        console.print(Text(f"  {detail}", style="dim"))
+        console.print(Padding(Text(detail, style="dim"), (0, 0, 0, 2)))
 
 
 def _shortened(
