@@ -47,6 +47,7 @@ from graft.supply.shelf import Place, Shelf
 from graft.supply.stored import MEMORY_SHARE
 from graft.sweep import dry
 from graft.sweep.asked import Asked
+from graft.trunk import cut as cutting
 from graft.trunk import fill, held
 from graft.trunk.cut import cut
 from graft.trunk.run import ON_CPU, Frozen
@@ -238,6 +239,24 @@ def test_what_does_not_fit_at_the_end_is_stored_earlier(
     assert f"at {SMALL_END} 0.00 GB would be stored, 0.00 GB may be" in why(built)
     assert_equal(live, built)
     assert_equal(live, reused)
+
+
+def test_parts_that_are_not_the_network_are_not_used(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How a library builds a network may change, in a way that a cut has not learned yet."""
+    expected = run(replace(config, cache=LIVE), tmp_path / "live")
+    made = cutting._tail
+
+    def wrong(*arguments: Any) -> Any:
+        tail = made(*arguments)
+        tail.register_forward_hook(lambda part, given, logits: 1.001 * logits)
+        return tail
+
+    monkeypatch.setattr("graft.trunk.cut._tail", wrong)
+    found = run(config, tmp_path / "run")
+    assert source(found) != "built"
+    assert_equal(expected, found)
 
 
 @pytest.mark.parametrize(

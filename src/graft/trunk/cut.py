@@ -50,6 +50,10 @@ class Cut:
         return _tail(module, self.tail.graph)
 
 
+# Of the largest logit, where kernels may round otherwise from call to call.
+BOUND = 1e-3
+
+
 class _NoCut(Exception):
     """Why a network has no trunk."""
 
@@ -63,7 +67,8 @@ def cut(module: nn.Module, example: torch.Tensor | None = None) -> Cut | None:
 
     Args:
         module: pictures [B, 3, S, S] -> logits.
-        example: pictures to compare the two parts with the whole on, in eval mode.
+        example: pictures to compare the two parts with the whole on, in eval mode: on a CPU bit by
+            bit, elsewhere to `BOUND`. None: nothing is compared.
 
     Returns:
         The parts, or None where there is no trunk, because everything trains or the network's
@@ -100,15 +105,21 @@ def _tail(module: nn.Module, graph: Graph) -> GraphModule:
 
 
 def _compare(found: Cut, module: nn.Module, example: torch.Tensor) -> None:
-    """Exact or not at all: the parts against the whole."""
+    """Exact or not at all: the parts against the whole.
+
+    Tests do it for each network that we know; how a library builds them may change.
+    """
     modes = {part: part.training for part in module.modules()}
     module.eval()
     with torch.no_grad():
-        whole, parts = module(example), found.tail(*found.trunk(example))
+        whole, parts = module(example.clone()), found.tail(*found.trunk(example))
     for part, is_training in modes.items():
         part.training = is_training
-    if not torch.equal(whole, parts):
-        difference = float((whole - parts).abs().max())
+    if torch.allclose(whole, parts, rtol=0.0, atol=0.0, equal_nan=True):
+        return
+    difference = float((whole - parts).abs().max())
+    is_exact = example.device.type == "cpu"
+    if is_exact or not difference <= BOUND * float(whole.abs().max()):
         raise _NoCut(f"trunk and tail differ from the network by {difference:g}")
 
 
