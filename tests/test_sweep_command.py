@@ -320,7 +320,7 @@ def test_a_damaged_record_of_a_run_does_not_keep_a_sweep_from_its_end(
     (run / RUN).write_text('{"status": "compl')
     follower.stop()
     assert graft_sweep(["status", str(tmp_path)]) == 0
-    assert "1 runs: 1 waiting" in capsys.readouterr().out
+    assert "1 run: 1 waiting" in capsys.readouterr().out
 
 
 def test_the_last_figures_are_drawn_in_the_background(
