@@ -74,7 +74,7 @@ def test_cut_and_uncut_training_give_the_same_numbers(
 ) -> None:
     config = replace(tiny_config, strategy=strategy)
     cut = _run(config, tmp_path / "cut")
-    monkeypatch.setattr(train, "cut", lambda module: None)
+    monkeypatch.setattr(train, "cut", lambda *_: None)
     whole = _run(config, tmp_path / "whole")
     columns = [c for c in cut.epochs.columns if c != "seconds"]
     np.testing.assert_allclose(
