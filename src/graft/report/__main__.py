@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import textwrap
 import webbrowser
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -88,7 +89,6 @@ def _searched(sweep: Path) -> Searched | None:
 def print_table(compared: Compared) -> None:
     """The runs, as asked, in the terminal; then why some did not complete, and who wins."""
     from rich.console import Console
-    from rich.padding import Padding
     from rich.text import Text
 
     console = Console(highlight=False)
@@ -110,7 +110,8 @@ def print_table(compared: Compared) -> None:
             console.print(Text(said.rstrip(": "), style=_STYLES.get(str(row["status"]), "red")))
     console.print(Text(str(answer)))
     for detail in details(compared):
-        console.print(Padding(Text(detail, style="dim"), (0, 0, 0, 2)))
+        lines = textwrap.fill(detail, console.width, initial_indent="  ", subsequent_indent="  ")
+        console.print(Text(lines, style="dim"))
 
 
 def _shortened(
