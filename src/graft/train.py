@@ -37,7 +37,7 @@ from graft.progress import Progress, in_words, screen
 from graft.record import CHECKPOINT, Predictions, Record
 from graft.run import Follower, Member, Outcome, Run, start
 from graft.settings import array_key, resolve, trunk_key, trunk_settings
-from graft.supply import Supply, as_input, supply
+from graft.supply import Supply, made_up, supply
 from graft.trunk.cut import Cut, cut
 
 __all__ = [
@@ -195,7 +195,7 @@ def _train(runs: Sequence[Run], dataset: LoadedDataset, beside: Sequence[RunConf
         device = torch.device(config.device)
         network = _kept.network(config, examples.classes, device)
         others = _cuts_beside(network, config, beside)
-        own = cut(network.module, _noise(config, device))
+        own = cut(network.module, made_up(config, 2, device))
         log.info("  %s", network.source)
         log.info("  trains {trainable:,} of {total:,} parameters".format(**network.counts()))
     with _sharing(runs, "trunk"):
@@ -215,15 +215,6 @@ def _train(runs: Sequence[Run], dataset: LoadedDataset, beside: Sequence[RunConf
         fed.close()
         raise
     fed.close()  # not of who interrupts: it may have to wait for the disk
-
-
-def _noise(config: RunConfig, device: torch.device) -> torch.Tensor:
-    """Two made-up pictures as the network takes them."""
-    assert config.image_size is not None
-    random = torch.Generator().manual_seed(0)
-    shape = (2, 3, config.image_size, config.image_size)
-    made = torch.randint(256, shape, dtype=torch.uint8, generator=random)
-    return as_input(made.to(device), config)
 
 
 class _Networks:

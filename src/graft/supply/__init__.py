@@ -4,9 +4,9 @@ The same numbers either way. What is stored, where in the trunk, and why not, is
 what `graft.plan` makes of sizes and times; it is said in one line, and kept in the runs' records.
 """
 
-from graft.supply.batches import as_input
+from graft.supply.batches import as_input, made_up
 from graft.supply.forecast import Forecast, forecast
 from graft.supply.origin import Origin
 from graft.supply.supply import Supply, supply
 
-__all__ = ["Forecast", "Origin", "Supply", "as_input", "forecast", "supply"]
+__all__ = ["Forecast", "Origin", "Supply", "as_input", "forecast", "made_up", "supply"]

@@ -24,6 +24,15 @@ def as_input(pictures: torch.Tensor, config: RunConfig) -> torch.Tensor:
     return normalised.contiguous(memory_format=torch.channels_last)
 
 
+def made_up(config: RunConfig, count: int, device: torch.device) -> torch.Tensor:
+    """Noise instead of so many pictures, as the network takes it; the same each time."""
+    assert config.image_size is not None
+    random = torch.Generator().manual_seed(0)
+    shape = (count, 3, config.image_size, config.image_size)
+    noise = torch.randint(256, shape, dtype=torch.uint8, generator=random)
+    return as_input(noise.to(device), config)
+
+
 def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """On the device; the copy runs beside what the device is doing."""
     if device.type == "cuda":

@@ -11,7 +11,7 @@ from graft.config import RunConfig
 from graft.data import Examples
 from graft.data.augment import fixed_views
 from graft.fit.learner import autocast
-from graft.supply.batches import Input, as_input
+from graft.supply.batches import Input, made_up
 from graft.supply.shelf import Shelf
 from graft.supply.stored import PROBE, choose, place_chosen, place_of
 from graft.trunk.cut import Cut
@@ -67,12 +67,10 @@ def forecast(
             rows.close()
         size = shelf.num_rows * found[0].row_bytes
         return Forecast(own.at, len(shelf.names), shelf.num_rows, size, True, live_share=0.0)
-    assert config.image_size is not None
-    shape = (min(PROBE, len(examples.ids)), 3, config.image_size, config.image_size)
-    black = as_input(torch.zeros(shape, dtype=torch.uint8, device=device), config)
+    pictures = made_up(config, min(PROBE, len(examples.ids)), device)
     precision = functools.partial(autocast, config.precision, device)
     try:
-        chosen = choose(config, shelf, own, black, precision)
+        chosen = choose(config, shelf, own, pictures, precision)
     except NotRows as error:
         return Forecast(own.at, why=str(error))
     if chosen.candidate is None:

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 from graft import train
-from graft.config import RunConfig
 from graft.data.raw import SHOWN
 from graft.dataset import LoadedDataset, load_dataset
 from graft.fit.learner import Learner
@@ -21,7 +20,7 @@ from graft.fit.loop import can_stack
 from graft.network import Network
 from graft.plan import gigabytes
 from graft.progress import counted, span
-from graft.supply import Forecast, as_input, forecast
+from graft.supply import Forecast, forecast, made_up
 from graft.sweep.asked import Asked, finished, folder_of, value
 from graft.sweep.check import checked
 from graft.sweep.driver import arrays_of
@@ -112,7 +111,7 @@ def _cost(runs: Sequence[Asked], stored: set[str]) -> Cost:
     own = cut(network.module)
     found = forecast(config, dataset.examples, dataset.digests, own)
     key = train.trunk_key(config)
-    pictures = _made_up(config, _PICTURES, device)
+    pictures = made_up(config, _PICTURES, device)
     is_new = found.num_rows > 0 and not found.is_there and key not in stored
     trunk_s = live_s = 0.0
     if own is not None and (is_new or found.live_share):
@@ -140,7 +139,7 @@ def _fit_s(
         steps_per_epoch=num_batches, device=device,
     )  # fmt: skip
     size = min(config.batch_size, len(examples.train))
-    pictures = _made_up(config, size, device)
+    pictures = made_up(config, size, device)
     network.eval()
     inputs = _run(own, pictures) if own is not None else (pictures,)
     labels = torch.zeros(size, dtype=torch.int64, device=device)
@@ -152,13 +151,6 @@ def _fit_s(
     epochs = max(run.config.epochs for run in runs) if is_stack else sum(
         run.config.epochs for run in runs)  # fmt: skip
     return epochs * step_s * (num_batches + num_val / 3)
-
-
-def _made_up(config: RunConfig, count: int, device: torch.device) -> torch.Tensor:
-    assert config.image_size is not None
-    shape = (count, 3, config.image_size, config.image_size)
-    noise = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
-    return as_input(noise, config)
 
 
 @torch.no_grad()
