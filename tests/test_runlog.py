@@ -2,12 +2,12 @@
 
 import contextlib
 import logging
-import os
 import resource
 import shutil
 from pathlib import Path
 
 import pytest
+from tests.opened import needs_proc, num_open
 
 from graft import machine
 from graft.config import RunConfig
@@ -16,16 +16,7 @@ from graft.runlog import RunLog
 log = logging.getLogger("graft")
 
 
-def num_open(folder: Path) -> int:
-    """Files below it that this process has open."""
-    count = 0
-    for one in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # what lists them is in the list
-            count += os.readlink(one).startswith(str(folder))
-    return count
-
-
-@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="Linux says what is open")
+@needs_proc
 def test_the_logs_of_runs_that_wait_are_not_open(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

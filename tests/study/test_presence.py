@@ -13,7 +13,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from hydra_plugins.study_sweeper import _presence, _storage, _study
+from hydra_plugins.study_sweeper import _presence, _storage, _trials
 from hydra_plugins.study_sweeper._presence import Presence
 from hydra_plugins.study_sweeper._search import Budget, Search
 from hydra_plugins.study_sweeper._space import space
@@ -216,8 +216,8 @@ def test_a_swept_temporary_folder_does_not_kill_a_driver(
 # --- what follows for trials ------------------------------------------------------------------
 
 
-def trials_of(study: optuna.Study, own: Presence, total: int = 3) -> _study.Trials:
-    return _study.Trials(study, space(["x=interval(0,1)"]), own, total, None)
+def trials_of(study: optuna.Study, own: Presence, total: int = 3) -> _trials.Trials:
+    return _trials.Trials(study, space(["x=interval(0,1)"]), own, total, None)
 
 
 def running_of(study: optuna.Study, name: str | None) -> int:
@@ -261,13 +261,13 @@ def test_a_trial_that_costs_its_driver_each_time_is_given_up(
 ) -> None:
     number = running_of(study, "dead")
     study._storage.set_trial_user_attr(
-        study.trials[number]._trial_id, "deaths", _study.MAX_DEATHS - 1
+        study.trials[number]._trial_id, "deaths", _trials.MAX_DEATHS - 1
     )
     assert trials_of(study, own).reclaim() == []  # it is not run again
     (trial,) = study.trials
     assert (
         trial.state == TrialState.FAIL
-        and f"died {_study.MAX_DEATHS} times" in trial.user_attrs["reason"]
+        and f"died {_trials.MAX_DEATHS} times" in trial.user_attrs["reason"]
     )
 
 
@@ -308,7 +308,7 @@ def test_the_last_trials_of_a_silent_machine_are_waited_for_until_it_is_dead(
     own: Presence, study: optuna.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_presence, "SILENT_S", 3.0)
-    monkeypatch.setattr(_study, "LOOK_S", 0.1)
+    monkeypatch.setattr(_trials, "LOOK_S", 0.1)
     began = time.monotonic()
     word_of(study, "far", age_s=1, place=["another host", "boot", 1, 2])
     running_of(study, "far")
@@ -321,13 +321,13 @@ def test_the_last_trials_of_a_silent_machine_are_waited_for_until_it_is_dead(
 def test_the_last_trials_of_a_machine_that_speaks_are_left_to_it(
     own: Presence, study: optuna.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_study, "LOOK_S", 0.1)
+    monkeypatch.setattr(_trials, "LOOK_S", 0.1)
     word_of(study, "far", age_s=1, place=["another host", "boot", 1, 2])
     running_of(study, "far")
     trials = trials_of(study, own)
     speaks = iter([False, False, True])
     monkeypatch.setattr(
-        _study.time, "sleep",
+        _trials.time, "sleep",
         lambda s: word_of(study, "far", age_s=0, place=["x"]) if next(speaks) else None,
     )  # fmt: skip
     assert trials.reclaim_in_time() == []
@@ -341,14 +341,14 @@ def finite(own: Presence, study: optuna.Study, tmp_path: Path) -> Search:
     asked.suggest_int("x", 1, 1)
     asked.set_user_attr("driver", "far")
     one_point = space(["x=range(1,2)"])
-    trials = _study.Trials(study, one_point, own, None, None)
+    trials = _trials.Trials(study, one_point, own, None, None)
     return Search(study, trials, one_point, Budget(), presence=own, sweep_dir=tmp_path)
 
 
 def test_the_last_point_of_a_space_is_run_here_once_its_machine_is_dead(
     study: optuna.Study, finite: Search, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_study, "LOOK_S", 0.1)
+    monkeypatch.setattr(_trials, "LOOK_S", 0.1)
     word_of(study, "far", age_s=_presence.SILENT_S - 0.5)
     assert [num for num, *_ in finite.more(1)] == [0]
 
@@ -357,7 +357,7 @@ def test_the_last_point_of_a_space_is_left_to_a_machine_as_long_as_it_speaks(
     study: optuna.Study, finite: Search, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     word_of(study, "far", age_s=1)
-    monkeypatch.setattr(_study.time, "sleep", lambda s: word_of(study, "far", age_s=0))
+    monkeypatch.setattr(_trials.time, "sleep", lambda s: word_of(study, "far", age_s=0))
     assert finite.more(1) == []
     said = "all 1 points of the space have been evaluated, or run elsewhere: 0"
     assert finite.stopped == said

@@ -8,7 +8,7 @@ import pytest
 from optuna.distributions import FloatDistribution, distribution_to_json
 from optuna.trial import TrialState
 
-from hydra_plugins.study_sweeper import _study
+from hydra_plugins.study_sweeper import _restored, _trials
 from hydra_plugins.study_sweeper._space import Space, space
 
 SPACE = space(["x=interval(0,1)", "model=a,b"])
@@ -27,7 +27,7 @@ def told(number: int, state: str, x: float | None = 0.5, **more: Any) -> Mapping
 
 
 def restored(study: optuna.Study, *trials: Mapping[str, Any], of: Space = SPACE) -> int:
-    return _study.restored(study, of, trials)
+    return _restored.restored(study, of, trials)
 
 
 def test_trials_have_their_states_values_steps_and_reasons_again(study: optuna.Study) -> None:
@@ -44,7 +44,7 @@ def test_trials_have_their_states_values_steps_and_reasons_again(study: optuna.S
     assert first.params == {"x": 0.25, "model": "a"} and first.user_attrs["folder"] == "0"
     assert second.state == TrialState.PRUNED and third.state == TrialState.FAIL
     assert third.user_attrs["reason"] == "ValueError: no"
-    assert [_study.counts(trial) for trial in study.trials] == [True, True, True, False]
+    assert [_trials.counts(trial) for trial in study.trials] == [True, True, True, False]
     assert fourth.user_attrs["same_as"] == 0
 
 
@@ -65,7 +65,7 @@ def test_what_a_function_has_added_to_a_point_is_there_again(
     trial = told(0, state) | {"params": point, "distributions": {"+lr": distribution_to_json(lr)}}
     restored(study, trial)
     (found,) = study.trials
-    assert _study.counts(found) and found.params == point
+    assert _trials.counts(found) and found.params == point
     assert found.distributions == {"x": FloatDistribution(0, 1), "+lr": lr}
     assert found.state.is_finished() == (state not in ("running", "waiting"))
 
@@ -74,8 +74,8 @@ def test_what_a_function_has_added_to_a_point_is_there_again(
     "lost",
     [
         told(1, "running", None),  # it had no point yet
-        told(1, "failed", None, reason=_study.ONE_TOO_MANY),
-        told(1, "failed", 0.2, reason=_study.ONE_TOO_MANY),
+        told(1, "failed", None, reason=_trials.ONE_TOO_MANY),
+        told(1, "failed", 0.2, reason=_trials.ONE_TOO_MANY),
         told(1, "completed", 7.0),  # not of this space any more
         {"number": 1, "state": "completed", "params": {"y": 1}, "values": [1.0]},
     ],
@@ -84,7 +84,7 @@ def test_numbers_stay_though_a_trial_between_them_cannot_be_had_again(
     study: optuna.Study, lost: Mapping[str, Any]
 ) -> None:
     restored(study, told(0, "completed"), lost, told(2, "completed", 0.75))
-    assert [t.number for t in study.trials if _study.counts(t)] == [0, 2]
+    assert [t.number for t in study.trials if _trials.counts(t)] == [0, 2]
     assert study.trials[2].params["x"] == 0.75
     assert all(t.state.is_finished() for t in study.trials)
 
@@ -103,8 +103,8 @@ def test_one_that_was_killed_over_it_goes_on(study: optuna.Study) -> None:
     study.add_trial = killed  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         restored(study, *trials)
-    assert len(study.trials) == 2 and _study.is_half_restored(study)
+    assert len(study.trials) == 2 and _restored.is_half_restored(study)
     study.add_trial = add  # type: ignore[method-assign]
     restored(study, *trials)
     assert [t.params["x"] for t in study.trials] == [0, 0.1, 0.2, 0.3, 0.4]
-    assert not _study.is_half_restored(study)
+    assert not _restored.is_half_restored(study)

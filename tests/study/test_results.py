@@ -13,10 +13,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from hydra_plugins.study_sweeper import _results
+from hydra_plugins.study_sweeper._asked import Asked
 from hydra_plugins.study_sweeper._errors import BadSearch
 from hydra_plugins.study_sweeper._space import space
 from hydra_plugins.study_sweeper._study import check_same
-from hydra_plugins.study_sweeper._sweep import Asked
 
 X = ["x=interval(-1,1)"]
 

@@ -18,7 +18,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from hydra_plugins.study_sweeper import _search
+from hydra_plugins.study_sweeper import _budget, _search
 from hydra_plugins.study_sweeper._errors import BadSearch, SearchFailed
 from hydra_plugins.study_sweeper.trial import handle, report
 
@@ -87,6 +87,36 @@ def test_a_point_of_a_finite_space_is_run_once(
         said = "all 4 points of the space have been evaluated"
         assert found.search["stopped"] == said and said in capsys.readouterr().out
     assert sorted(found.states) == ["complete"] * 3 + ["fail"]
+
+
+def test_a_function_of_the_space_can_leave_points_out(
+    search: Any, own: Own, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own(
+        "import optuna\n"
+        "def more(cfg, trial):\n"
+        "    if trial.params['x'] + trial.suggest_int('y', 0, 1) > 2:\n"
+        "        raise optuna.TrialPruned('too large')\n"
+    )
+    ran = Ran()
+    settings = ["custom_search_space=own.more", "hydra/sweeper/sampler=grid"]
+    found = search(ran, ["x=1,2,3"], *settings, "n_trials=3")
+    assert found.states[-1] == "pruned" and 3 not in ran.values("x")
+    assert len(found.states) == 3 and len(ran.jobs) == found.states.count("complete")
+    assert "trial 2 pruned: too large" in capsys.readouterr().out
+    assert found.search["stopped"] == "its 3 trials are done"
+
+
+def test_points_that_are_all_left_out_end_with_the_budget(
+    search: Any, own: Own, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own("import optuna\ndef more(cfg, trial): raise optuna.TrialPruned()")
+    ran = Ran()
+    for _ in range(2):  # the second finds the same, and is no other search
+        with pytest.raises(SearchFailed, match="No trial completed"):
+            search(ran, X, "custom_search_space=own.more", "n_trials=4")
+    assert not ran.jobs
+    assert capsys.readouterr().out.count("pruned: custom_search_space says so") == 4
 
 
 @pytest.mark.slow
@@ -673,7 +703,7 @@ def test_a_search_whose_first_trials_all_fail_is_stopped(search: Any) -> None:
 def test_a_search_whose_first_trials_all_failed_goes_on_once_the_cause_is_mended(
     search: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_search, "HOPELESS", 2)
+    monkeypatch.setattr(_budget, "HOPELESS", 2)
     broken, mended = Ran(fail), Ran()
     for _ in range(2):  # after the first start it is not mended yet
         with pytest.raises(SearchFailed, match="No trial completed"):

@@ -30,17 +30,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hydra_plugins.study_sweeper._report import PRUNED
 from hydra_plugins.study_sweeper._space import Param, Point, Space
-from hydra_plugins.study_sweeper._study import (
-    FOLDER,
-    REASON,
-    SAME_AS,
-    counts,
-    fixed_of,
-    objectives_of,
-    params_of,
-    section,
-)
+from hydra_plugins.study_sweeper._study import fixed_of, objectives_of, section
 from hydra_plugins.study_sweeper._text import as_read
+from hydra_plugins.study_sweeper._trials import FOLDER, REASON, SAME_AS, counts, params_of
 
 log = logging.getLogger(__name__)
 

@@ -7,52 +7,28 @@ close   what runs no more is given back
 
 import logging
 import math
-import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import optuna
-from hydra.core.utils import JobReturn, JobStatus
-from omegaconf import OmegaConf
-from optuna.study import StudyDirection
+from hydra.core.utils import JobReturn
+from optuna.exceptions import TrialPruned
 from optuna.trial import FrozenTrial, TrialState
 
+from hydra_plugins.study_sweeper._budget import Budget
+from hydra_plugins.study_sweeper._outcome import folder_of, in_words, is_pruning, outcome
 from hydra_plugins.study_sweeper._presence import Presence
 from hydra_plugins.study_sweeper._report import COMPLETED, PRUNED, trial_of
 from hydra_plugins.study_sweeper._space import Point, Space
 from hydra_plugins.study_sweeper._storage import awaited
-from hydra_plugins.study_sweeper._study import (
-    FOLDER,
-    REASON,
-    VALUES,
-    Trials,
-    counts,
-    is_taken,
-)
 from hydra_plugins.study_sweeper._text import written
+from hydra_plugins.study_sweeper._trials import FOLDER, REASON, VALUES, Trials, counts, is_taken
 
 log = logging.getLogger(__name__)
-
-# So many trials have failed in this start, and none has ever completed: something is wrong with all
-# of them. Those of earlier starts may have failed of what has been mended since.
-HOPELESS = 10
-
-
-@dataclass(frozen=True)
-class Budget:
-    """When a search is over; None: that is no limit. See `config.SearchConf`."""
-
-    n_trials: int | None = None
-    timeout_s: float | None = None
-    patience: int | None = None
-    n_jobs: int | None = None
-    max_failures: int | None = None
-    max_failure_rate: float | None = None
 
 
 @dataclass
@@ -117,7 +93,7 @@ class Search:
         self.stopped: str | None = None
         self.problem: str | None = None
         # Numbers of trials that ended in earlier starts.
-        self._before = {t.number for t in trials.all if counts(t) and t.state.is_finished()}
+        self._before = {trial.number for trial in _ended(trials.all)}
 
     @property
     def num_jobs(self) -> int | None:
@@ -145,19 +121,24 @@ class Search:
 
     def _begun(self) -> _Open | None:
         """A trial that begins; None: there is none now."""
-        if self.stopped is None or self._may_go_on:
-            self.stopped = self._over()
-        if self.stopped is not None:
-            return None
-        asked = self._trials.ask()
-        if asked is None:
-            is_full = self._is_full(self._trials.all)
-            self.stopped = self._full() if is_full else self._exhausted()
-            return None
-        trial, point = asked
-        begun = _Open(trial.number, point, list(range(self._replicates)))
-        self._open[trial.number] = begun
-        return begun
+        while True:
+            if self.stopped is None or self._may_go_on:
+                self.stopped = self._over()
+            if self.stopped is not None:
+                return None
+            try:
+                asked = self._trials.ask()
+            except TrialPruned:  # by the application's part of the space
+                self.told()
+                continue
+            if asked is None:
+                is_full = self._is_full(self._trials.all)
+                self.stopped = self._full() if is_full else self._exhausted()
+                return None
+            trial, point = asked
+            begun = _Open(trial.number, point, list(range(self._replicates)))
+            self._open[trial.number] = begun
+            return begun
 
     def _jobs(self, begun: _Open, count: int) -> list[tuple[int, list[str], str]]:
         point = self._space.overrides(begun.point)
@@ -196,13 +177,9 @@ class Search:
             return self._full() if is_full else self._exhausted()
         if budget.timeout_s is not None and spent >= budget.timeout_s:
             return f"its {budget.timeout_s:g} s are over"
-        ended = [trial for trial in trials if counts(trial) and trial.state.is_finished()]
-        if (problem := self._too_many_failures(ended)) is not None:
-            self.problem = problem
-            return problem
-        if budget.patience is not None and self._num_without_better(ended) >= budget.patience:
-            return f"{budget.patience} trials in turn without a better one"
-        return None
+        ended = _ended(trials)
+        self.problem = budget.too_many_failures(ended, self._before)
+        return self.problem or budget.out_of_patience(ended, self._study.directions)
 
     def _is_full(self, trials: Sequence[FrozenTrial]) -> bool:
         total = self._budget.n_trials
@@ -234,37 +211,7 @@ class Search:
 
     def too_many_failures(self) -> str | None:
         """How many trials have failed, if that is more than is allowed."""
-        trials = self._trials.all
-        return self._too_many_failures([t for t in trials if counts(t) and t.state.is_finished()])
-
-    def _too_many_failures(self, counted: Sequence[FrozenTrial]) -> str | None:
-        num_failed = sum(1 for t in counted if t.state == TrialState.FAIL)
-        most, share = self._budget.max_failures, self._budget.max_failure_rate
-        if most is not None and num_failed > most:
-            return f"{num_failed} trials failed, more than hydra.sweeper.max_failures={most}"
-        if share is not None and counted and num_failed / len(counted) > share:
-            return (
-                f"{num_failed} of {len(counted)} trials failed, more than "
-                f"hydra.sweeper.max_failure_rate={share:g}"
-            )
-        num_new = sum(1 for t in counted if t.number not in self._before)
-        if len(counted) == num_failed and num_new >= HOPELESS:
-            return f"all of the first {num_failed} trials failed"
-        return None
-
-    def _num_without_better(self, counted: Sequence[FrozenTrial]) -> int:
-        """Trials that have ended since the best one did."""
-        ended = sorted(counted, key=lambda t: (t.datetime_complete or datetime.min, t.number))
-        best: list[FrozenTrial] = []
-        since = 0
-        for trial in ended:
-            is_better = trial.state == TrialState.COMPLETE and not any(
-                _is_as_good(one, trial, self._study.directions) for one in best
-            )
-            since = 0 if is_better else since + 1
-            if is_better:
-                best.append(trial)
-        return since
+        return self._budget.too_many_failures(_ended(self._trials.all), self._before)
 
     # --- in ----------------------------------------------------------------------------------
 
@@ -272,8 +219,8 @@ class Search:
         """Take note of a job; of its trial, once it is the last one."""
         number, replicate = divmod(num, self._replicates)
         one = self._open[number]
-        one.values[replicate] = _outcome(result, len(self._study.directions), self._objectives)
-        one.folder = one.folder or _folder(result, self._sweep_dir)
+        one.values[replicate] = outcome(result, len(self._study.directions), self._objectives)
+        one.folder = one.folder or folder_of(result, self._sweep_dir)
         if self._in_turn and one.left and not awaited(lambda: self._is_to_stop(one, replicate)):
             return
         if len(one.values) + len(one.left) == self._replicates and (not one.left or self._in_turn):
@@ -313,11 +260,11 @@ class Search:
         jobs = range(self._replicates)
         if all(COMPLETED.format(job=job) in known.user_attrs for job in jobs):
             pruned = None  # nothing was left to be saved
-        if pruned is None and errors and _is_pruning(errors[0]):
+        if pruned is None and errors and is_pruning(errors[0]):
             pruned = {"step": None, "reason": str(errors[0]) or "the job says so"}
             errors = []
         if errors:
-            reason = _in_words(errors[0])
+            reason = in_words(errors[0])
             trial.set_user_attr(REASON, reason)
             self._study.tell(one.number, state=TrialState.FAIL)
             log.warning("trial %d failed: %s", one.number, reason)
@@ -374,100 +321,14 @@ class Search:
         return lines + ([f"  and {len(failed) - most} more"] if failed[most:] else [])
 
 
+def _ended(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Those that count and run no more."""
+    return [trial for trial in trials if counts(trial) and trial.state.is_finished()]
+
+
 def _in_short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else written(value)
 
 
 def shown(values: Sequence[float] | None) -> str:
     return ", ".join(f"{value:.5g}" for value in values or ())
-
-
-def _is_as_good(one: FrozenTrial, other: FrozenTrial, directions: Sequence[StudyDirection]) -> bool:
-    """Whether `one` is at least as good in every objective."""
-    signs = [1 if direction == StudyDirection.MAXIMIZE else -1 for direction in directions]
-    pairs = zip(signs, one.values or (), other.values or (), strict=True)
-    return all(sign * a >= sign * b for sign, a, b in pairs)
-
-
-def _is_pruning(error: BaseException) -> bool:
-    """Optuna's own exception, as an objective of Optuna's raises it."""
-    return isinstance(error, optuna.exceptions.TrialPruned)
-
-
-def _in_words(error: BaseException) -> str:
-    first = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
-
-
-class NotAValue(ValueError):
-    """A job returned what cannot be compared."""
-
-
-def _outcome(
-    result: JobReturn, num_objectives: int, names: Sequence[str]
-) -> list[float] | BaseException:
-    """The values of a job, or why it has none."""
-    if result.status != JobStatus.COMPLETED:
-        error = result._return_value
-        return error if isinstance(error, BaseException) else RuntimeError(str(error))
-    try:
-        return _values(result._return_value, num_objectives, names)
-    except NotAValue as error:
-        return error
-
-
-def _values(returned: Any, num_objectives: int, names: Sequence[str]) -> list[float]:
-    if num_objectives == 1:
-        return [_value(returned)]
-    if isinstance(returned, Mapping):
-        if names and set(returned) != set(names):
-            raise NotAValue(
-                f"it returned values of {', '.join(map(str, returned))}, not of {', '.join(names)}"
-            )
-        returned = [returned[name] for name in names or returned]
-    # What has no order cannot be meant: it may be an array.
-    if isinstance(returned, (str, bytes, Set)) or not isinstance(returned, Iterable):
-        raise NotAValue(
-            f"it returned {_short(returned)}, not a list of {num_objectives} values, one for each "
-            "direction"
-        )
-    try:
-        found = list(returned)
-    except TypeError:  # an array without axes
-        found = [returned]
-    if len(found) != num_objectives:
-        raise NotAValue(f"it returned {len(found)} values for {num_objectives} directions")
-    return [_value(one) for one in found]
-
-
-def _value(returned: Any) -> float:
-    if returned is None:
-        raise NotAValue("it returned nothing (None); the function must return its value")
-    if isinstance(returned, (str, bytes)):
-        raise NotAValue(f"it returned {_short(returned)}, not a number")
-    try:
-        value = float(returned)
-    except (TypeError, ValueError, RuntimeError, OverflowError):
-        raise NotAValue(f"it returned {_short(returned)}, not a number") from None
-    if not math.isfinite(value):
-        raise NotAValue(f"it returned {value}, which cannot be compared")
-    return value
-
-
-def _short(value: Any) -> str:
-    try:
-        text = repr(value)
-    except Exception:  # of a whole number with thousands of digits, for one
-        text = f"one {type(value).__name__}"
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _folder(result: JobReturn, sweep_dir: Path) -> str | None:
-    """The job's folder, from the sweep's."""
-    try:
-        found = getattr(result, "output_dir", None)
-        if found is None:
-            found = OmegaConf.select(cast(Any, result.hydra_cfg), "hydra.runtime.output_dir")
-        return None if found is None else os.path.relpath(str(found), sweep_dir)
-    except Exception:  # what names it may be what the job failed of
-        return None

@@ -5,7 +5,6 @@ import logging
 import shlex
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,112 +16,24 @@ from omegaconf import DictConfig, OmegaConf
 from hydra_plugins.study_sweeper import (
     _points,
     _report,
+    _restored,
     _results,
     _rounds,
     _samplers,
     _storage,
     _study,
 )
+from hydra_plugins.study_sweeper._asked import Asked
+from hydra_plugins.study_sweeper._budget import Budget
 from hydra_plugins.study_sweeper._errors import BadSearch, SearchFailed
 from hydra_plugins.study_sweeper._presence import Presence
-from hydra_plugins.study_sweeper._search import Budget, Search, shown
+from hydra_plugins.study_sweeper._search import Search, shown
 from hydra_plugins.study_sweeper._space import Space
+from hydra_plugins.study_sweeper._trials import Trials, is_taken
 
 log = logging.getLogger(__name__)
 
-_DIRECTIONS = ("minimize", "maximize")
 _WILCOXON = "WilcoxonPruner"
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What was asked for, checked. See `config.SearchConf`."""
-
-    settings: DictConfig
-    directions: Sequence[str]
-    names: Sequence[str]
-    budget: Budget
-
-    @classmethod
-    def of(cls, settings: DictConfig) -> "Asked":
-        """
-        Raises:
-            BadSearch: a setting makes no sense.
-        """
-        directions = _directions(settings)
-        names = _given_names(settings)
-        if names and len(names) != len(directions):
-            raise BadSearch(
-                f"hydra.sweeper.objectives names {len(names)} values, hydra.sweeper.direction has "
-                f"{len(directions)}."
-            )
-        if not names:
-            names = ["value"] if len(directions) == 1 else _numbered(len(directions))
-        fields = ("n_trials", "patience", "n_jobs", "max_failures")
-        limits = {key: _whole(settings, key, 0 if key == "max_failures" else 1) for key in fields}
-        for key in ("together", "replicates"):
-            _whole(settings, key, 1)
-        timeout_s, rate = settings.get("timeout_s"), settings.get("max_failure_rate")
-        if timeout_s is not None and not timeout_s > 0:
-            raise BadSearch(f"hydra.sweeper.timeout_s={timeout_s}: more than 0, or null.")
-        if rate is not None and not 0 <= rate <= 1:
-            raise BadSearch(f"hydra.sweeper.max_failure_rate={rate}: from 0 to 1, or null.")
-        return cls(settings, directions, names, Budget(timeout_s=timeout_s, max_failure_rate=rate,
-                                                       **limits))  # fmt: skip
-
-    @property
-    def goal(self) -> str:
-        """What it looks for, in words: "minimize loss, maximize accuracy"."""
-        pairs = zip(self.directions, self.names, strict=True)
-        return ", ".join(f"{direction} {name}" for direction, name in pairs)
-
-
-def check_goal(asked: Asked, job: DictConfig) -> None:
-    """That a job looks for what the search looks for, where that depends on other settings.
-
-    Raises:
-        BadSearch: it does not.
-    """
-    own = Asked.of(job.hydra.sweeper).goal
-    if own != asked.goal:
-        raise BadSearch(
-            f"{' '.join(job.hydra.overrides.task)}: the search is to {asked.goal}, this trial "
-            f"would be to {own}. What decides that cannot be searched, and is set outside "
-            "hydra.sweeper.params."
-        )
-
-
-def _directions(settings: DictConfig) -> list[str]:
-    asked = settings.get("directions") or settings.get("direction")
-    is_list = isinstance(asked, Sequence) and not isinstance(asked, str)
-    several = list(asked) if is_list else [asked]
-    found = [str(getattr(one, "name", one)).lower() for one in several]
-    for one in found:
-        if one not in _DIRECTIONS:
-            raise BadSearch(
-                f"hydra.sweeper.direction={one}: it is minimize or maximize, or a list of these."
-            )
-    if not found:
-        raise BadSearch("hydra.sweeper.direction is an empty list.")
-    return found
-
-
-def _given_names(settings: DictConfig) -> list[str]:
-    asked = settings.get("objectives") or ()
-    return [asked] if isinstance(asked, str) else [str(name) for name in asked]
-
-
-def _numbered(count: int) -> list[str]:
-    return [f"value {place}" for place in range(count)]
-
-
-def _whole(settings: DictConfig, key: str, least: int) -> int | None:
-    value = settings.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise BadSearch(f"hydra.sweeper.{key}={value}: a whole number, {least} or more.")
-    return value
 
 
 def run(
@@ -157,7 +68,7 @@ def run(
         with _storage.explained(address):
             bookkeeping = settings.get("bookkeeping") or ()
             jobs = _study.jobs_of(settings.get("replicates") or 1, settings.replicate_key)
-            _study.check_same(study, space, bookkeeping, _given_names(settings), jobs)
+            _study.check_same(study, space, bookkeeping, asked.given_names, jobs)
             presence = Presence(study)
             search = _prepared(asked, space, custom, study, is_new, folder, points, grid, presence)
         results = _results.Results(
@@ -221,17 +132,17 @@ def _prepared(
     presence: Presence,
 ) -> Search:
     settings, budget = asked.settings, asked.budget
-    while not is_new and _study.is_half_restored(study) and presence.has_company():
+    while not is_new and _restored.is_half_restored(study) and presence.has_company():
         time.sleep(0.2)  # somebody is about it
-    is_half = is_new or _study.is_half_restored(study)
+    is_half = is_new or _restored.is_half_restored(study)
     if is_half and (known := _results.told_of(folder, study)):
-        count = _study.restored(study, space, known)
+        count = _restored.restored(study, space, known)
         log.warning("The study is new; %d trials are taken over from %s.", count, folder)
     num_queued = _study.enqueue(study, points)
     if num_queued:
         log.info("%d points to begin with", num_queued)
     seed = settings.sampler.get("seed")
-    trials = _study.Trials(study, space, presence, budget.n_trials, seed, custom, grid)
+    trials = Trials(study, space, presence, budget.n_trials, seed, custom, grid)
     waiting = trials.reclaim()
     if waiting:
         log.info("trials %s had not ended: they are run again", ", ".join(map(str, waiting)))
@@ -254,7 +165,7 @@ def _prepared(
         replicates=replicates, replicate_key=settings.replicate_key,
         in_turn=is_wilcoxon and len(study.directions) == 1,
         presence=presence, sweep_dir=folder,
-        names=_given_names(settings),
+        names=asked.given_names,
     )  # fmt: skip
 
 
@@ -342,8 +253,8 @@ def _state_of(address: Any, name: str) -> str:
     return ", ".join(f"{states.count(kind)} {kind}" for kind in kinds) or "no trial yet"
 
 
-def _say_state(trials: _study.Trials, budget: Budget) -> None:
-    count = sum(map(_study.is_taken, trials.all))
+def _say_state(trials: Trials, budget: Budget) -> None:
+    count = sum(map(is_taken, trials.all))
     if count:
         of = f" of {budget.n_trials}" if budget.n_trials is not None else ""
         log.info("The study goes on: %d%s trials are there already.", count, of)

@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from hydra_plugins.study_sweeper._errors import BadSearch
 
 if TYPE_CHECKING:
+    from hydra_plugins.study_sweeper._asked import Asked
     from hydra_plugins.study_sweeper._space import Space
-    from hydra_plugins.study_sweeper._sweep import Asked
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +50,12 @@ class StudySweeper(Sweeper):
             BadSearch: it cannot be carried out; said before any job runs.
             SearchFailed: no trial completed, or more failed than are allowed.
         """
-        from hydra_plugins.study_sweeper import _samplers, _space, _sweep
+        from hydra_plugins.study_sweeper import _asked, _samplers, _space, _sweep
 
         context, config, launcher = self.hydra_context, self.config, self.launcher
         assert context is not None and config is not None and launcher is not None
         settings = self.settings
-        asked = _sweep.Asked.of(settings)
+        asked = _asked.Asked.of(settings)
         space = _space.space(
             arguments,
             _mapping(settings, "params"),
@@ -101,12 +101,10 @@ def _composed(
         HydraException: the configuration has no such key, or no such option.
         BadSearch: one of them would look for something else.
     """
-    from hydra_plugins.study_sweeper._sweep import check_goal
-
     lines = dict.fromkeys((*space.fixed, *space.overrides(point)) for point in space.samples())
     for line in lines:
         composed = context.config_loader.load_sweep_config(config, list(line))
-        check_goal(asked, composed)
+        asked.check_goal(composed)
         yield composed
 
 
