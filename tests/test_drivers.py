@@ -40,7 +40,8 @@ def test_the_first_of_two_drivers_to_end_answers_for_its_own_run_and_leaves_the_
     (first, done), (second, running) = beside(0), beside(1)
     train.train(done.config, done.folder, train.load_dataset(done.config))
     RunFolder(running.folder).write_run({"status": "running"})
-    parts = [done.folder.parent / place / ".x.part" for place in ("", ".tracking")]
+    places = ("", ".tracking", "figures", f"{done.folder.name}/figures")
+    parts = [done.folder.parent / place / ".x.part" for place in places]
     for part in parts:
         part.parent.mkdir(exist_ok=True)
         part.touch()  # what the other is writing now

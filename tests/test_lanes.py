@@ -19,27 +19,28 @@ CPU = torch.device("cpu")
 # --- how many ---------------------------------------------------------------------------------
 
 
-def _counted(threads: int, **env: str) -> str:
-    code = (
-        "import graft, torch; from graft import lanes; "
-        f"torch.set_num_threads({threads}); print(lanes.count(torch.device('cpu')))"
-    )
+def _counted(*threads: int, **env: str) -> list[str]:
+    """By a process with so many threads, one number after the other."""
+    code = f"""
+import graft, torch
+from graft import lanes
+for threads in {threads}:
+    torch.set_num_threads(threads)
+    print(lanes.count(torch.device("cpu")))
+"""
     done = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
     )
-    return done.stdout.strip()
+    return done.stdout.split()
 
 
 def test_there_are_two_where_threads_are_shared_out_and_sleep() -> None:
-    assert _counted(2) == _counted(16) == "2"
-
-
-def test_who_limits_torch_to_one_thread_gets_no_second_one() -> None:
-    assert _counted(1) == "1"
+    """Who limits PyTorch to one thread gets no second one."""
+    assert _counted(2, 16, 1) == ["2", "2", "1"]
 
 
 def test_threads_that_spin_have_no_company() -> None:
-    assert _counted(2, OMP_WAIT_POLICY="active") == "1"
+    assert _counted(2, OMP_WAIT_POLICY="active") == ["1"]
 
 
 def test_a_gpu_has_one() -> None:

@@ -378,6 +378,19 @@ def test_a_last_look_that_fails_is_taken_again(
     assert (tmp_path / "run" / "figures" / "roc.png").is_file()
 
 
+def test_who_was_killed_over_figures_has_them_drawn_by_the_next(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    config = train.resolve(tiny_config)
+    train.train(config, tmp_path / "run", train.load_dataset(config))
+    figures = tmp_path / "run" / "figures"
+    figures.mkdir()
+    (figures / "loss.png").touch()
+    Follower(tmp_path, Off()).stop()
+    names = {path.name for path in figures.iterdir()}
+    assert names == {"loss.png", "accuracy.png", "roc.png", "confusion.png"}
+
+
 @pytest.mark.parametrize("trains_here", [True, False])
 def test_what_the_end_imports_is_imported_once_runs_train_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trains_here: bool

@@ -15,15 +15,15 @@ import matplotlib
 import pytest
 
 from graft.aside import Aside
-from graft.record import read_runs
+from graft.record import FIGURES, read_runs
 from graft.report import figures
-from graft.report.drawing import FOLDER, Drawing, _Given
+from graft.report.drawing import Drawing, _Given
 
 NAMES = ["accuracy.png", "confusion.png", "loss.png", "roc.png"]
 
 
 def found(record: Any) -> list[str]:
-    return sorted(path.name for path in (record.path / FOLDER).glob("*"))
+    return sorted(path.name for path in (record.path / FIGURES).glob("*"))
 
 
 def test_every_run_has_its_figures_before_it_is_told(binary: Any) -> None:

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ class Found:
 
     folder: Path
 
-    @property
+    @cached_property
     def study(self) -> optuna.Study:
         storage = f"sqlite:///{self.folder / 'study.db'}"
         return optuna.load_study(study_name=None, storage=storage)

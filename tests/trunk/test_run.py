@@ -187,12 +187,12 @@ from graft.strategies import HeadOnly
 from graft.trunk.cut import cut
 from graft.trunk.run import Frozen, Pace
 
-network = build(Model(name="efficientnet_lite0", weights="none"), 2, seed=0, image_size=128)
+network = build(Model(name="efficientnet_lite0", weights="none"), 2, seed=0, image_size=32)
 network.module.to(memory_format=torch.channels_last)
 network.freeze(HeadOnly().trainable(list(network.blocks)))
 network.eval()
 trunk = cut(network.module).trunk
-x = torch.randn(32, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+x = torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 x = x.contiguous(memory_format=torch.channels_last)
 plainly = lambda: torch.autocast("cpu", enabled=False)
 (usual,) = Frozen(trunk, plainly, Pace((16,), True))(x)

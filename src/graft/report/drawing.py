@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from graft.aside import Aside, Busy, Gone
-from graft.record import Record, read_run
+from graft.record import FIGURES, Record, read_run
 from graft.report import figures
 
 log = logging.getLogger("graft")
-
-FOLDER = "figures"
-
 
 # How long a drawing waits for a process that has other things to do.
 PATIENCE_S = 2.0
@@ -112,4 +109,9 @@ def warm_up() -> None:
 def draw(folder: Path) -> None:
     """Draw the figures of the completed run in a folder."""
     record = read_run(folder)
-    figures.run_figures(record, folder / FOLDER)
+    figures.run_figures(record, folder / FIGURES)
+
+
+def is_drawn(folder: Path) -> bool:
+    """Whether a run's folder has its figures: all of them, had the process been killed."""
+    return (folder / FIGURES / figures.LAST).exists()

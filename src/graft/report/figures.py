@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 MAX_LINES = len(MARKERS)
 # Up to this many classes each cell says its count and share; up to the second, its count.
 SAID, COUNTED = 10, 25
+# The last to be drawn of a run: where it is, the others are.
+LAST = "confusion.png"
 
 
 def warm_up() -> None:
@@ -84,9 +86,9 @@ def run_figures(record: Record, folder: Path) -> None:
     with styled(PAPER):
         for what in CURVES:
             png(_curves_figure([record], what, {record.name: 0}, PAPER), folder / f"{what}.png")
-        png(_confusion_figure(shown, PAPER), folder / "confusion.png")
         if np.isfinite(one_against_rest(shown)).any():
             png(_roc_figure(shown, PAPER), folder / "roc.png")
+        png(_confusion_figure(shown, PAPER), folder / LAST)
 
 
 # --- drawing --------------------------------------------------------------------------------

@@ -18,7 +18,16 @@ from graft.errors import ConfigError, RecordError
 from graft.identity import run_identity
 from graft.lock import Lock, Locked, held_by
 from graft.progress import counted
-from graft.record import LOCK, Record, read_json, read_run, read_runs, readable_runs, write_json
+from graft.record import (
+    FIGURES,
+    LOCK,
+    Record,
+    read_json,
+    read_run,
+    read_runs,
+    readable_runs,
+    write_json,
+)
 from graft.report.__main__ import print_table, write_report
 from graft.report.ranking import Compared, compared
 from graft.settings import array_key, resolve, trunk_key
@@ -179,7 +188,8 @@ class Driver:
     def _let_go(self) -> None:
         self._lock.release()
         with contextlib.suppress(Locked, OSError), self._lock:  # nobody else is at work here
-            for folder in (self.folder, self.folder / LETTERS):
+            drawn = (self.folder / FIGURES, *self.folder.glob(f"*/{FIGURES}"))
+            for folder in (self.folder, self.folder / LETTERS, *drawn):
                 record.remove_parts(folder)  # of processes that were killed
 
     def _is_complete(self, rows: Sequence[Mapping[str, object]]) -> bool:

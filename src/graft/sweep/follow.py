@@ -15,8 +15,7 @@ from pathlib import Path
 from graft.errors import RecordError
 from graft.record import EPOCHS, RUN, Record, read_run, readable_runs
 from graft.report import page
-from graft.report.drawing import FOLDER as FIGURES
-from graft.report.drawing import Drawing
+from graft.report.drawing import Drawing, is_drawn
 from graft.sweep.asked import Asked
 from graft.tracking import Off, SweepTracking
 from graft.tracking.letter import key_of
@@ -70,7 +69,7 @@ class Follower:
         self._drawing.finish()
         own = {path.parent for path in self._runs()}
         for one in _completed(self._folder):
-            if one.path in own and not (one.path / FIGURES).exists():  # an earlier start was killed
+            if one.path in own and not is_drawn(one.path):  # an earlier start was killed
                 self._drawing.add(one, lambda: None)
         self._drawing.finish()
 

@@ -74,7 +74,7 @@ def survive(app: Any, until: Any, ended_whole: Any, num_kills: int, seed: int, *
 def test_a_search_whose_driver_is_killed_ends_with_the_trials_asked_for(
     app: Any, until: Any, ended_whole: Any
 ) -> None:
-    survive(app, until, ended_whole, 6, seed=0)
+    survive(app, until, ended_whole, 4, seed=0)
 
 
 @pytest.mark.slow
