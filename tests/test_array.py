@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from graft import groups, lanes, machine, train
+from graft import groups, lanes, machine, networks, train
 from graft.config import (
     SGD,
     Adam,
@@ -158,14 +158,14 @@ def test_runs_with_and_without_an_added_dropout_are_each_the_run_alone(
 def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The strategies of the runs for which a network was built."""
     seen: list[str] = []
-    build = train._built
+    build = networks._built
 
     def noted(config: RunConfig, *args: Any) -> Any:
         seen.append(str(config.strategy))
         return build(config, *args)
 
-    monkeypatch.setattr(train, "_built", noted)
-    monkeypatch.setattr(train, "_kept", train._Kept())
+    monkeypatch.setattr(networks, "_built", noted)
+    monkeypatch.setattr(train, "_kept", networks.Kept())
     return seen
 
 
@@ -179,7 +179,7 @@ def test_the_next_array_begins_with_the_network_that_was_built_last(
     ]
     assert built == [str(FineTune(1))]
     for i, config in enumerate(configs):
-        train._kept = train._Kept()
+        train._kept = networks.Kept()
         own = replace(config, optimizer=replace(config.optimizer, lr=1e-3))
         assert_same(together[i], alone(own, tmp_path / f"alone{i}"))
     assert len(built) == 1 + len(configs)
@@ -214,7 +214,7 @@ def test_a_large_network_is_not_kept(
 ) -> None:
     network = train.build_network(train.resolve(tiny_config), ("a", "b"), torch.device("cpu"))
     built.clear()
-    size = train.SHARE_KEPT * 4 * network.counts()["total"]
+    size = networks.SHARE_KEPT * 4 * network.counts()["total"]
     for free, count in ((size - 1, 2), (size, 1)):
         built.clear()
         monkeypatch.setattr(machine, "free_bytes", lambda device, free=free: free)
@@ -406,14 +406,14 @@ def test_one_metric_without_a_value_fails_its_own_run(
     assert isinstance(accuracy, Record) and accuracy.is_completed
 
 
-@pytest.mark.parametrize("stage", ["supply", "evaluate", "_learner"])
+@pytest.mark.parametrize("stage", ["train.supply", "best.evaluate", "train._learner"])
 def test_what_ends_all_that_they_share_fails_every_run_and_each_record_says_so(
     tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     def broken(*args: object, **kwargs: object) -> None:
         raise OSError("the disk\nis gone")
 
-    monkeypatch.setattr(train, stage, broken)
+    monkeypatch.setattr(f"graft.{stage}", broken)
     ended: list[str] = []
     configs = rates(replace(tiny_config, strategy=HeadOnly()), 1e-2, 1e-3)
     outcomes = array(

@@ -15,26 +15,24 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from graft import backbones, lanes, machine, metrics, weights
+from graft import best, machine
 from graft.backbones import Network
 from graft.config import RunConfig
 from graft.dataset import LoadedDataset, load_dataset
-from graft.errors import GraftError, RunError
+from graft.errors import RunError
 from graft.fit.checkpoint import Pace
 from graft.fit.learner import Learner, autocast, trained_tensors
-from graft.fit.loop import can_stack, evaluate, fit, predictions
+from graft.fit.loop import can_stack, fit
 from graft.fit.losses import class_weights
 from graft.groups import Group, groups
+from graft.networks import Kept, Networks, build_network
 from graft.progress import Progress, in_words, screen
-from graft.record import CHECKPOINT, Predictions, Record
+from graft.record import Record
 from graft.run import Follower, Member, Outcome, Run, start
 from graft.settings import array_key, resolve, trunk_key, trunk_settings
 from graft.supply import Supply, made_up, supply
@@ -48,17 +46,6 @@ __all__ = [
 log = logging.getLogger("graft")
 
 
-def num_outputs(classes: Sequence[str]) -> int:
-    """One logit for two classes, else one a class."""
-    return 1 if len(classes) == 2 else len(classes)
-
-
-# --- an array of runs -----------------------------------------------------------------------
-
-# How many runs' files are written at a time: while a disk has one, the next is put together.
-WRITERS = 2
-# A network is kept for the next array if so many of its size are free.
-SHARE_KEPT = 50
 # How long a run's rows of metrics may wait before they are written and sent.
 WRITE_S = 1.0
 # How long an array waits for other processes that train runs of it: they may be dying.
@@ -140,53 +127,7 @@ def train_array(
     return [outcomes[member.folder] for member in members]
 
 
-def build_network(config: RunConfig, classes: Sequence[str], device: torch.device) -> Network:
-    """The run's network on its device, frozen as its strategy says."""
-    network = _built(config, classes, device)
-    network.freeze(config.strategy.trainable(list(network.blocks)))
-    return network
-
-
-def _built(config: RunConfig, classes: Sequence[str], device: torch.device) -> Network:
-    assert config.image_size is not None
-    network = backbones.build(
-        config.model, num_outputs(classes), seed=config.seed, image_size=config.image_size
-    )
-    # Convolutions work on channels-last tensors; in the other order each one converts and, on two
-    # cores, ran at half the speed at best (docs/decisions/0006).
-    network.module.to(device).to(memory_format=torch.channels_last)
-    return network
-
-
-class _Kept:
-    """The network that an array built last, of first values, for those that begin with it too.
-
-    Arrays of a sweep differ most often in their strategy; to read weights and to draw the first
-    values of a head can take longer than an epoch on stored activations.
-    """
-
-    def __init__(self) -> None:
-        self._key: object = None
-        self._network: Network | None = None
-
-    def network(self, config: RunConfig, classes: Sequence[str], device: torch.device) -> Network:
-        """As `build_network` makes it."""
-        stamp = backbones.stamp(config.model)
-        key = (config.model, len(classes), config.seed, config.image_size, device, stamp)
-        if key != self._key:
-            self._network = self._key = None  # before another takes memory, or cannot be built
-            self._network, self._key = _built(config, classes, device), key
-        assert self._network is not None
-        found = self._network
-        if SHARE_KEPT * 4 * found.counts()["total"] > machine.free_bytes(device):
-            self._network = self._key = None
-        else:
-            found = found.twin()  # of all: till now everything trains
-        found.freeze(config.strategy.trainable(list(found.blocks)))
-        return found
-
-
-_kept = _Kept()
+_kept = Kept()
 
 
 def _train(runs: Sequence[Run], dataset: LoadedDataset, beside: Sequence[RunConfig]) -> None:
@@ -208,32 +149,13 @@ def _train(runs: Sequence[Run], dataset: LoadedDataset, beside: Sequence[RunConf
     try:
         with _sharing(runs, "prepare"):
             left = _with_checkpoints(runs, own, network)
-        networks = _Networks(network, runs)
+        networks = Networks(network, runs)
         for group in groups(left, fed, own, network):
             _train_group(group, fed, own, networks)
     except Exception:
         fed.close()
         raise
     fed.close()  # not of who interrupts: it may have to wait for the disk
-
-
-class _Networks:
-    """A network for each run of an array: that of the first is built, and has twins.
-
-    One of them is always ahead, of the first values, whatever has become of the others.
-    """
-
-    def __init__(self, first: Network, runs: Sequence[Run]) -> None:
-        self._model, self._ahead = runs[0].config.model, first
-        self._left = sum(run.config.model == self._model for run in runs)
-
-    def of(self, config: RunConfig, classes: Sequence[str], device: torch.device) -> Network:
-        if config.model != self._model:  # of another dropout, or its head begins otherwise
-            return build_network(config, classes, device)
-        found, self._left = self._ahead, self._left - 1
-        if self._left:
-            self._ahead = found.twin()
-        return found
 
 
 def _trained(network: Network) -> str:
@@ -280,7 +202,7 @@ def _with_checkpoints(runs: Sequence[Run], own: Cut | None, network: Network) ->
     return [run for run in runs if run.outcome is None]
 
 
-def _train_group(group: Group, fed: Supply, own: Cut | None, networks: "_Networks") -> None:
+def _train_group(group: Group, fed: Supply, own: Cut | None, networks: Networks) -> None:
     """Fit runs side by side, then test each."""
     learners = {}
     with _sharing(group.runs, "prepare"):
@@ -316,10 +238,10 @@ def _train_group(group: Group, fed: Supply, own: Cut | None, networks: "_Network
         learner.release()
     machine.return_memory()
     with _sharing(runs, "test"):
-        stored = _test(learners, fed)
+        stored = best.test(learners, fed)
     for learner, run in learners.items():
         if learner.error is None:
-            with _keeping_error(learner):
+            with learner.keeping_error():
                 run.complete(learner.best_epoch, stored[learner])
         if learner.error is not None:
             if run.outcome is None:
@@ -327,7 +249,7 @@ def _train_group(group: Group, fed: Supply, own: Cut | None, networks: "_Network
             machine.forget_frames(learner.error)  # they hold all that was trained beside
 
 
-def _learner(run: Run, fed: Supply, own: Cut | None, networks: "_Networks") -> Learner:
+def _learner(run: Run, fed: Supply, own: Cut | None, networks: Networks) -> Learner:
     config, examples = run.config, fed.examples
     device = torch.device(config.device)
     network = networks.of(config, examples.classes, device)
@@ -350,92 +272,6 @@ def _learner(run: Run, fed: Supply, own: Cut | None, networks: "_Networks") -> L
     return learner
 
 
-def _test(learners: Mapping[Learner, Run], fed: Supply) -> dict[Learner, str]:
-    """Store each best epoch, read it back, and predict validation and test: the test's one use.
-
-    Returns:
-        The digests of the files of those that came so far.
-    """
-    with ThreadPoolExecutor(WRITERS, "digest") as beside:
-        return _tested(learners, fed, beside)
-
-
-def _tested(
-    learners: Mapping[Learner, Run], fed: Supply, beside: ThreadPoolExecutor
-) -> dict[Learner, str]:
-    whole = [learner for learner in learners if learner.error is None]
-    lanes.each(lambda learner: _store(learner, learners[learner]), whole, WRITERS)
-    for learner in whole:
-        if learner.error is not None:  # a disk may have had room for one, and not for two
-            learner.error = None
-            _store(learner, learners[learner])
-    left = [learner for learner in whole if learner.error is None]
-    digests = {
-        one: beside.submit(weights.digest, learners[one].writer.path / CHECKPOINT) for one in left
-    }
-    examples = fed.examples
-    parts: dict[Learner, list[Predictions]] = {learner: [] for learner in left}
-    for split, positions in (("val", examples.val), ("test", examples.test)):
-        found = evaluate([o for o in left if o.error is None], fed.trunk, fed.of(positions))
-        for learner, (logits, labels) in found.items():
-            one = predictions(logits, labels, examples.classes)
-            names = np.full(len(positions), split, dtype=object)
-            parts[learner].append(replace(one, ids=examples.ids[positions], splits=names))
-    table = examples.table()
-    left = [learner for learner in left if learner.error is None]
-    lanes.each(
-        lambda learner: _predicted(learner, learners[learner], parts[learner], table), left, WRITERS
-    )
-    came: dict[Learner, str] = {}
-    for learner, digest in digests.items():
-        if learner.error is None:
-            with _keeping_error(learner):
-                came[learner] = digest.result()
-    return came
-
-
-def _store(learner: Learner, run: Run) -> None:
-    """A checkpoint of the best epoch, which the network then holds."""
-    with _keeping_error(learner):
-        if learner.best_state:  # else it was stored, and could not be read back
-            state = learner.network.module.state_dict()
-            run.writer.write_checkpoint({**state, **learner.best_state})
-            learner.best_state.clear()  # it is as large as what trains
-        learner.network.restore(run.writer.path / CHECKPOINT)
-
-
-def _predicted(
-    learner: Learner,
-    run: Run,
-    parts: Sequence[Predictions],
-    examples: Mapping[str, Sequence[object]],
-) -> None:
-    with _keeping_error(learner):
-        _check_restored(learner, parts[0])
-        run.writer.write_predictions(_joined(parts))
-        run.writer.write_examples(examples)
-
-
-def _check_restored(learner: Learner, val: Predictions) -> None:
-    """Raises GraftError where what was stored does not give the metric that selected it."""
-    best = learner.history[learner.best_epoch - 1]["val_accuracy"]
-    again = metrics.scores(val)["accuracy"]
-    if learner.device.type == "cpu" and again != best:
-        raise GraftError(
-            f"The stored checkpoint has a validation accuracy of {again}, epoch "
-            f"{learner.best_epoch} had {best}: please report this."
-        )
-
-
-@contextmanager
-def _keeping_error(learner: Learner) -> Iterator[None]:
-    """What goes wrong in here ends this run alone."""
-    try:
-        yield
-    except Exception as error:
-        learner.error = error
-
-
 @contextmanager
 def _sharing(runs: Sequence[Run], what: str) -> Iterator[None]:
     """Time spent in here is shared out among these runs."""
@@ -445,16 +281,6 @@ def _sharing(runs: Sequence[Run], what: str) -> Iterator[None]:
     finally:
         for run in runs:
             run.spent(what, (time.monotonic() - started) / len(runs))
-
-
-def _joined(parts: Sequence[Predictions]) -> Predictions:
-    return Predictions(
-        np.concatenate([p.ids for p in parts]),
-        np.concatenate([p.splits for p in parts]),
-        np.concatenate([p.labels for p in parts]),
-        np.concatenate([p.scores for p in parts]),
-        parts[0].classes,
-    )
 
 
 class _Watcher:
@@ -497,7 +323,7 @@ class _Watcher:
             if not rows:
                 continue
             self._sent[learner] += len(rows)
-            with _keeping_error(learner):  # a folder that cannot be written ends its run alone
+            with learner.keeping_error():  # a folder that cannot be written ends its run alone
                 run.writer.write_epochs(learner.history)
                 for follower in run.member.followers:
                     follower.epochs(rows)

@@ -1,8 +1,8 @@
 """One run of an array while it trains."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
@@ -170,6 +170,14 @@ class Learner:
         said = [self.judge(epoch, value) for epoch, value in told]
         if said and said[-1] and not self.is_done:
             raise Pruned(*told[-1], said[-1])
+
+    @contextmanager
+    def keeping_error(self) -> Iterator[None]:
+        """What goes wrong in here ends this run alone."""
+        try:
+            yield
+        except Exception as error:
+            self.error = error
 
     def release(self) -> None:
         """Training is over: give gradients and the optimizer's state back, most of its memory."""
