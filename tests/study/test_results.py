@@ -165,13 +165,15 @@ def test_the_best_as_an_experiment_and_as_a_command_is_the_same_configuration(
 @pytest.mark.slow
 def test_the_experiment_says_what_it_is_and_how_it_is_used(search: Any) -> None:
     found = search(square, ["x=1,2", "group=two", "~y"], "objectives=[loss]", "n_trials=2")
-    number, count = found.study.best_trial.number, len(found.proposed)
+    number, count = found.study.best_trial.number, len(found.trials)
     assert (found.folder / "experiment" / "best.yaml").read_text() == (
         "# @package _global_\n"
         "#\n"
         f"# The best of {count} trials (trial {number}): loss 1.\n"
         "#\n"
         f"#   --config-dir {found.folder} +experiment=best\n"
+        "#\n"
+        "# No file can say this, give it as well: '~y'\n"
         "defaults:\n"
         "- override /group: two\n"
         "\n"
