@@ -113,11 +113,11 @@ def test_what_no_validation_picture_can_give_chooses_nothing(
 
 def test_the_runs_of_a_large_sweep_are_told_apart_in_no_time() -> None:
     many = [Asked(f"optimizer.lr={i},seed=0", {}, None) for i in range(20_000)]  # type: ignore[arg-type]
-    began = time.monotonic()
+    began = time.process_time()
     assert check._twice([*many, many[3]]) == [
         "The run optimizer.lr=3,seed=0 was asked for twice. Name each value once."
     ]
-    assert time.monotonic() - began < 2.0
+    assert time.process_time() - began < 2.0
 
 
 def test_what_an_earlier_start_planned_for_a_device_that_is_not_here_is_left_out(

@@ -65,7 +65,7 @@ def test_a_wait_has_an_end(tmp_path: Path) -> None:
         started = time.monotonic()
         with pytest.raises(Locked):
             Lock(path).acquire(wait_s=0.5)
-        assert 0.5 <= time.monotonic() - started < 3
+        assert 0.5 <= time.monotonic() - started < 10
 
 
 def test_who_only_looks_keeps_nobody_from_it(

@@ -104,6 +104,29 @@ def test_every_picture_that_cannot_be_used_is_named(
     assert all(f"{new}/{i:02d}.png: not a picture" in said for i in range(12))
 
 
+def test_pictures_that_cannot_be_used_may_be_left_out(
+    trained: Callable[..., Record], tiny_pictures: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    for name in ("000", "001"):
+        shutil.copy(tiny_pictures / f"{name}.png", tmp_path / f"{name}.png")
+    run = str(trained().path)
+    assert main([run, str(tmp_path)]) == 0
+    without = capsys.readouterr().out
+    (tmp_path / "0000.png").write_text("no picture")
+    assert main([run, str(tmp_path)]) == 2
+    assert "--on-bad-image skip" in capsys.readouterr().err
+    assert main([run, str(tmp_path), "--on-bad-image", "skip"]) == 0
+    out, error = capsys.readouterr()
+    assert out == without
+    assert f"1 of 3 pictures cannot be used:\n  {tmp_path / '0000.png'}: not a picture" in error
+    assert "2 predictions" in error
+    for name in ("000", "001"):
+        (tmp_path / f"{name}.png").write_text("no picture")
+    assert main([run, str(tmp_path), "--on-bad-image", "skip"]) == 2
+    assert "--on-bad-image" not in capsys.readouterr().err
+
+
 def test_a_link_to_write_to_stays_a_link(
     trained: Callable[..., Record], tiny_pictures: Path, tmp_path: Path
 ) -> None:

@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise RecordError(f"{options.run} is {record.info['status']}: it has no network.")
         pictures, num_others = find_pictures(options.pictures)
         _check_out(options.out)
-        rows = list(predict(record, pictures, device=options.device))
+        skips_bad = options.on_bad_image == "skip"
+        rows = list(predict(record, pictures, device=options.device, skips_bad=skips_bad))
         header = ["file", "predicted", *_score_columns(record)]
         _save(header, rows, options.out)
     except GraftError as error:
@@ -92,12 +93,16 @@ def _is_shown(path: Path, folder: Path) -> bool:
 
 
 def predict(
-    record: Record, paths: Sequence[Path], *, device: str = "auto"
+    record: Record, paths: Sequence[Path], *, device: str = "auto", skips_bad: bool = False
 ) -> Iterator[list[str | float]]:
     """Rows of file, predicted class and score(s): one score, of the second class, for two classes.
 
+    Args:
+        skips_bad: whether pictures that cannot be read are named on stderr, and have no row.
+
     Raises:
-        DataError: pictures that cannot be read, all of them named.
+        DataError: pictures that cannot be read, all of them named; with `skips_bad`, if no other
+            is left.
         WeightsError: the run's checkpoint is damaged.
     """
     import torch
@@ -119,7 +124,7 @@ def predict(
     network.restore(record.path / CHECKPOINT)
     network.eval()
     assert config.image_size is not None
-    _check(paths, config.dataset.max_pixels, config.dataset.min_side)
+    paths = _usable(paths, config.dataset.max_pixels, config.dataset.min_side, skips_bad)
     with Pictures(
         paths, config.image_size, workers=config.workers, memory_limit_bytes=0
     ) as pictures:
@@ -177,7 +182,9 @@ def _chunks(
     return zip(chunks, pictures.batches(chunks), strict=True)
 
 
-def _check(paths: Sequence[Path], max_pixels: int, min_side: int) -> None:
+def _usable(
+    paths: Sequence[Path], max_pixels: int, min_side: int, skips_bad: bool
+) -> Sequence[Path]:
     import tempfile
 
     from graft.data.check import check
@@ -185,10 +192,17 @@ def _check(paths: Sequence[Path], max_pixels: int, min_side: int) -> None:
     names = [str(path) for path in paths]
     with tempfile.TemporaryDirectory() as cache:
         found = check(names, paths, Path(cache), max_pixels=max_pixels, min_side=min_side)
-    if found.bad:
-        lines = [f"  {one.path}: {one.reason}" for one in found.bad]
-        count = f"{len(found.bad):,} of {len(paths):,} pictures cannot be used:"
-        raise DataError("\n".join([count, *lines, "Repair them, or move them elsewhere."]))
+    if not found.bad:
+        return paths
+    bad = {one.path for one in found.bad}
+    left = [path for path in paths if path not in bad]
+    said = [f"{len(found.bad):,} of {len(paths):,} pictures cannot be used:"]
+    said += [f"  {one.path}: {one.reason}" for one in found.bad]
+    if not (skips_bad and left):
+        others = ", or leave them out: --on-bad-image skip" if left else ""
+        raise DataError("\n".join([*said, f"Repair them, or move them elsewhere{others}."]))
+    print("\n".join([f"graft-predict: {said[0]}", *said[1:]]), file=sys.stderr)
+    return left
 
 
 def _score_columns(record: Record) -> Sequence[str]:
@@ -244,6 +258,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("run", type=Path, help="a run's folder: outputs/<sweep>/<run>")
     parser.add_argument("pictures", type=Path, nargs="+", help="pictures, or folders of pictures")
     parser.add_argument("--out", type=Path, help="the CSV to write (default: the terminal)")
+    parser.add_argument(
+        "--on-bad-image", choices=("error", "skip"), default="error",
+        help="what a picture that cannot be read does: end it all, before any is scored (default), "
+        "or have no row",
+    )  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     return parser
 

@@ -197,7 +197,7 @@ def test_who_ends_early_does_not_wait_until_gpus_are_listed(
     time.sleep(0.3)
     began = time.monotonic()
     ahead.drop()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 4
     assert one.process() is None  # nor is it started then
 
 

@@ -92,18 +92,20 @@ def test_slots_are_filled_with_one_job_ahead_and_none_waits_for_the_slowest(
     feed_to: Run, tmp_path: Path
 ) -> None:
     def task(cfg: Any) -> float:
-        (tmp_path / f"{cfg.a}.began").touch()
         deadline = time.monotonic() + 60  # the other worker may be ready much later
-        while len(list(tmp_path.glob("*.began"))) < 2 and time.monotonic() < deadline:
+        while cfg.a == 0 and time.monotonic() < deadline:
+            if len(list(tmp_path.glob("*.ended"))) == 5:
+                time.sleep(0.5)  # till the last of them is told
+                break
             time.sleep(0.05)
-        time.sleep(2.0 if cfg.a == 0 else 0.05)
+        (tmp_path / f"{cfg.a}.ended").touch()
         return time.time()
 
     feed = Feed(6)
     feed_to(feed, task, slots=2)
     assert feed.asked[0] == 3
     assert feed.events[:3] == ["given 0", "given 1", "given 2"]
-    # All others have come and gone while the first one slept.
+    # All others have come and gone while the first one waited for them.
     assert feed.events[-1] == "ended 0" and len(feed.results) == 6
 
 
