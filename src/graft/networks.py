@@ -13,7 +13,7 @@ from graft.run import Run
 SHARE_KEPT = 50
 
 
-def num_outputs(classes: Sequence[str]) -> int:
+def _num_outputs(classes: Sequence[str]) -> int:
     """One logit for two classes, else one a class."""
     return 1 if len(classes) == 2 else len(classes)
 
@@ -28,7 +28,7 @@ def build_network(config: RunConfig, classes: Sequence[str], device: torch.devic
 def _built(config: RunConfig, classes: Sequence[str], device: torch.device) -> Network:
     assert config.image_size is not None
     network = backbones.build(
-        config.model, num_outputs(classes), seed=config.seed, image_size=config.image_size
+        config.model, _num_outputs(classes), seed=config.seed, image_size=config.image_size
     )
     # Convolutions work on channels-last tensors; in the other order each one converts and, on two
     # cores, ran at half the speed at best (docs/decisions/0006).

@@ -13,10 +13,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +29,11 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for proce
 
 EPOCHS_ASKED = 10
 COMMAND = (
-    "-m", "strategy=head_only,fine_tune", "sweep.name=chaos",
+    "-m", "strategy=head_only,fine_tune", "optimizer.lr=1e-2,3e-3,1e-3,3e-4", "sweep.name=chaos",
     "model=mobilenet_v3_small", "model.weights=none", "image_size=64", "batch_size=4",
     f"epochs={EPOCHS_ASKED}", "device=cpu", "dataset=csv", "dataset.target=Male",
     "hydra.launcher.cpu_slots=2", "hydra.launcher.max_retries=20",
 )  # fmt: skip
-# A few runs for a few blows, and as many again for many.
-FEW, MANY = (1e-2, 1e-3), (1e-2, 3e-3, 1e-3, 3e-4)
 # R7: no process of a sweep lives so long after its driver.
 GONE_S = 10.0
 # The command takes about so long to its first epoch, and to train what there is.
@@ -47,10 +44,8 @@ BLOWS = ("worker", "worker", "worker", "driver", "driver", "everything", "interr
 class Home:
     """A folder in which the same command is typed, and the processes that it starts."""
 
-    def __init__(self, path: Path, pictures: Path, rates: Sequence[float]) -> None:
+    def __init__(self, path: Path, pictures: Path) -> None:
         self.path, self.sweep = path, path / "outputs" / "chaos"
-        self.num_runs = 2 * len(rates)
-        self._rates = f"optimizer.lr={','.join(map(str, rates))}"
         self._data = (f"dataset.csv={pictures / 'labels.csv'}", f"dataset.images={pictures}")
         self.token = f"CHAOS_{os.getpid()}_{random.randrange(10**9)}"
         self.environment = {**os.environ, "GRAFT_CACHE": str(path / "cache"), self.token: "1"}
@@ -59,8 +54,7 @@ class Home:
         log = (self.path / "driver.log").open("ab")
         with log:
             return subprocess.Popen(
-                [sys.executable, "-m", "graft", *COMMAND, self._rates, *self._data, *more],
-                cwd=self.path,
+                [sys.executable, "-m", "graft", *COMMAND, *self._data, *more], cwd=self.path,
                 env=self.environment, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 
@@ -230,8 +224,8 @@ print(json.dumps([
     (parent,) = [run for run in runs if run["role"] == "sweep"]
     children = [run for run in runs if run["role"] == "run"]
     assert parent["status"] == "FINISHED"
-    assert len(children) == home.num_runs and {run["status"] for run in children} == {"FINISHED"}
-    assert len({run["name"] for run in children}) == home.num_runs
+    assert len(children) == 8 and {run["status"] for run in children} == {"FINISHED"}
+    assert len({run["name"] for run in children}) == 8
     for run in children:
         assert run["steps"] == list(range(1, EPOCHS_ASKED + 1)), run
     assert "RUNNING" not in {run["status"] for run in runs}
@@ -240,30 +234,25 @@ print(json.dumps([
 def check_left_behind(home: Home) -> None:
     """The table has every run; no temporary file, no checkpoint of a finished run."""
     table = pd.read_csv(home.sweep / "results.csv")
-    assert len(table) == home.num_runs and set(table["status"]) == {"completed"}
+    assert len(table) == 8 and set(table["status"]) == {"completed"}
     left = [p for p in home.sweep.rglob("*") if p.name.endswith(".part") or p.name == "resume"]
     assert not left
 
 
 @pytest.fixture(scope="module")
-def undisturbed(
-    tiny_pictures: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[Sequence[float]], dict[str, Any]]:
-    """The numbers of a sweep over these rates that nobody disturbed."""
-
-    @cache
-    def of(rates: Sequence[float]) -> dict[str, Any]:
-        home = Home(tmp_path_factory.mktemp("undisturbed"), tiny_pictures, rates)
-        process = home.start("tracking=off")
-        assert process.wait(300) == 0, home.log()[-5000:]
-        home.wait_until_gone()
-        check_left_behind(home)
-        return results(home.sweep)
-
-    return of
+def undisturbed(tiny_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    home = Home(tmp_path_factory.mktemp("undisturbed"), tiny_pictures)
+    process = home.start("tracking=off")
+    assert process.wait(300) == 0, home.log()[-5000:]
+    home.wait_until_gone()
+    check_left_behind(home)
+    return results(home.sweep)
 
 
-def tell_a_story(home: Home, seed: int, num_blows: int, undisturbed: dict[str, Any]) -> None:
+def tell_a_story(
+    seed: int, num_blows: int, pictures: Path, folder: Path, undisturbed: dict[str, Any]
+) -> None:
+    home = Home(folder, pictures)
     story = Story(random.Random(seed))
     try:
         run_to_the_end(home, story, num_blows)
@@ -278,13 +267,15 @@ def tell_a_story(home: Home, seed: int, num_blows: int, undisturbed: dict[str, A
 
 
 def test_a_sweep_that_is_killed_again_and_again_is_as_if_nothing_had_been(
-    undisturbed: Any, tiny_pictures: Path, tmp_path: Path
+    undisturbed: dict[str, Any], tiny_pictures: Path, tmp_path: Path
 ) -> None:
-    tell_a_story(Home(tmp_path, tiny_pictures, FEW), 7, 3, undisturbed(FEW))
+    tell_a_story(7, 3, tiny_pictures, tmp_path, undisturbed)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("seed", range(100, 112))
-def test_many_blows(seed: int, undisturbed: Any, tiny_pictures: Path, tmp_path: Path) -> None:
-    tell_a_story(Home(tmp_path, tiny_pictures, MANY), seed, 10, undisturbed(MANY))
+def test_many_blows(
+    seed: int, undisturbed: dict[str, Any], tiny_pictures: Path, tmp_path: Path
+) -> None:
+    tell_a_story(seed, 10, tiny_pictures, tmp_path, undisturbed)

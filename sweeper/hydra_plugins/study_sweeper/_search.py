@@ -270,10 +270,7 @@ class Search:
             log.warning("trial %d failed: %s", one.number, reason)
             return
         if pruned is not None:
-            trial.set_user_attr(PRUNED, pruned)
-            self._study.tell(one.number, state=TrialState.PRUNED)
-            at = f" at {pruned['step']}" if pruned["step"] is not None else ""
-            log.info("trial %d pruned%s: %s", one.number, at, pruned["reason"])
+            self._trials.prune(trial, **pruned)
             return
         every = [one.values[replicate] for replicate in sorted(one.values)]
         means = [statistics.fmean(values) for values in zip(*every, strict=True)]

@@ -116,7 +116,7 @@ class Trials:
                     return trial, point
                 self._take_over(trial, same)
             except TrialPruned as error:
-                self._prune(trial, str(error))
+                self.prune(trial, str(error) or "custom_search_space says so")
                 raise
             except BaseException:
                 with contextlib.suppress(Exception):  # the storage may be what has failed
@@ -140,6 +140,13 @@ class Trials:
             known = storage.get_trial(trial._trial_id)
         is_own = known.state == TrialState.RUNNING and known.user_attrs.get(DRIVER) == name
         return known if is_own else None
+
+    def prune(self, trial: Trial, reason: str, step: int | None = None) -> None:
+        """It ends as pruned: by what it reported at a step, or by the application itself."""
+        trial.set_user_attr(PRUNED, {"step": step, "reason": reason})
+        self._study.tell(trial.number, state=TrialState.PRUNED)
+        at = f" at {step}" if step is not None else ""
+        log.info("trial %d pruned%s: %s", trial.number, at, reason)
 
     def forget(self, number: int) -> None:
         """A trial has ended, or is another driver's."""
@@ -267,12 +274,6 @@ class Trials:
             if is_first and own and self._identity(other) == own:
                 return other
         return None
-
-    def _prune(self, trial: Trial, reason: str) -> None:
-        reason = reason or "custom_search_space says so"
-        trial.set_user_attr(PRUNED, {"step": None, "reason": reason})
-        self._study.tell(trial.number, state=TrialState.PRUNED)
-        log.info("trial %d pruned: %s", trial.number, reason)
 
     def _take_over(self, trial: Trial, same: FrozenTrial) -> None:
         """The value of a point that was evaluated before."""
